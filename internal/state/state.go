@@ -9,7 +9,9 @@ package state
 
 import (
 	"context"
-	"net/netip"
+	"fmt"
+	"sync"
+	"sync/atomic"
 
 	"github.com/fairlead-net/fairlead/internal/model"
 )
@@ -17,15 +19,16 @@ import (
 // Mark goes with every read.
 type Mark struct {
 	// Index is the revision at which what was read last changed, deletions
-	// included. It never goes backwards on a node.
+	// included, or a later one. It never goes backwards on a node.
 	Index model.Index
 	// Changed closes when what was read changes (now and then also when it did
-	// not).
+	// not). By then State.Snapshot shows the change.
 	Changed <-chan struct{}
 }
 
 // Change is one record put or deleted. Exactly one of the pointers is set; with
-// Delete the record needs only the fields of its key.
+// Delete the record needs only the fields of its key. The record belongs to the
+// state from then on and must not be changed any more.
 type Change struct {
 	Delete   bool
 	Node     *model.Node
@@ -39,138 +42,98 @@ type Change struct {
 }
 
 // State is the current snapshot and its one writer's door.
-type State struct{}
+type State struct {
+	current atomic.Pointer[Snapshot]
+	synced  chan struct{}
+
+	// writing is held by Apply and Reset. There is one writer; a second one by
+	// mistake has to wait instead of losing changes.
+	writing sync.Mutex
+	loaded  bool // guarded by writing; synced is closed
+}
 
 // New returns an empty, unsynced state.
-func New() *State { panic("stub") }
+func New() *State {
+	s := &State{synced: make(chan struct{})}
+	s.current.Store(emptySnapshot(0))
+	return s
+}
 
 // Snapshot returns the current snapshot.
-func (s *State) Snapshot() *Snapshot { panic("stub") }
+func (s *State) Snapshot() *Snapshot { return s.current.Load() }
 
 // Apply publishes a snapshot at index rev with the changes made. Only the one
-// writer calls it, with revisions that rise.
-func (s *State) Apply(rev model.Index, changes []Change) { panic("stub") }
+// writer calls it, with revisions that rise; one that does not rise is the
+// writer's fault and panics, because readers that wait by index would miss it.
+// Without changes it only moves the snapshot's index forward, and rev may then
+// repeat the current one.
+func (s *State) Apply(rev model.Index, changes []Change) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	old := s.current.Load()
+	if rev == old.index && len(changes) == 0 {
+		return
+	}
+	if rev <= old.index {
+		panic(fmt.Sprintf("state: Apply at index %d, but %d is published", rev, old.index))
+	}
+	e := newEdit(old, rev)
+	for i := range changes {
+		e.apply(&changes[i])
+	}
+	next, wake := e.commit()
+	s.publish(old, next, wake)
+}
 
 // Reset replaces everything: the full content as of rev. It wakes every waiter,
-// raises every index to rev and marks the state synced.
-func (s *State) Reset(rev model.Index, records []Change) { panic("stub") }
+// raises every index to rev and marks the state synced. A rev below the current
+// index panics: indexes never go backwards on a node.
+func (s *State) Reset(rev model.Index, records []Change) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	old := s.current.Load()
+	if rev < old.index {
+		panic(fmt.Sprintf("state: Reset to index %d, but %d is published", rev, old.index))
+	}
+	e := newEdit(emptySnapshot(rev), rev)
+	for i := range records {
+		e.apply(&records[i])
+	}
+	// Nobody has read the empty snapshot, so its own wakers are not needed.
+	next, _ := e.commit()
+	s.publish(old, next, old.wakers())
+	if !s.loaded {
+		s.loaded = true
+		close(s.synced)
+	}
+}
+
+// publish shows next to readers and only then wakes those who wait: a woken
+// reader must find the news.
+func (s *State) publish(old, next *Snapshot, wake []func()) {
+	s.current.Store(next)
+	close(old.changed)
+	for _, fn := range wake {
+		fn()
+	}
+}
 
 // Wait returns the first snapshot whose index is at least index, or ctx's error.
-func (s *State) Wait(ctx context.Context, index model.Index) (*Snapshot, error) { panic("stub") }
+// It does not wait for the state to be synced.
+func (s *State) Wait(ctx context.Context, index model.Index) (*Snapshot, error) {
+	for {
+		snap := s.current.Load()
+		if snap.index >= index {
+			return snap, nil
+		}
+		select {
+		case <-snap.changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
 
 // Synced closes when the state has held one full snapshot. Until then
 // reconcilers add but never delete.
-func (s *State) Synced() <-chan struct{} { panic("stub") }
-
-// Snapshot is the whole catalogue as of one index. What it returns is shared:
-// never change it.
-type Snapshot struct{}
-
-// Index is the revision this snapshot shows.
-func (s *Snapshot) Index() model.Index { panic("stub") }
-
-// Changed closes when a newer snapshot is published, whatever changed.
-func (s *Snapshot) Changed() <-chan struct{} { panic("stub") }
-
-// Node returns a node, nil if there is none of that name.
-func (s *Snapshot) Node(name model.NodeName) (*model.Node, Mark) { panic("stub") }
-
-// Nodes returns all nodes, sorted by name.
-func (s *Snapshot) Nodes() ([]*model.Node, Mark) { panic("stub") }
-
-// Member is an instance with what health answers need beside it.
-type Member struct {
-	Node     *model.Node
-	Instance *model.Instance
-	// Checks are the node's and then the instance's, each sorted by id.
-	Checks []*model.Check
-}
-
-// Status is the worst state of the member's checks; passing without any.
-func (m *Member) Status() model.Status { panic("stub") }
-
-// Addr is where the instance says it can be reached: its address, or its node's.
-func (m *Member) Addr() string { panic("stub") }
-
-// Service is all instances of one service, ready to be answered from.
-type Service struct {
-	Name    model.ServiceName
-	VIP     *model.VIP // nil until one is allocated
-	Members []*Member  // sorted by node, then id
-	Index   model.Index
-}
-
-// Service returns one service; without instances it has no members, and is never
-// nil. The mark covers instances, their checks, their nodes and the VIP.
-func (s *Snapshot) Service(name model.ServiceName) (*Service, Mark) { panic("stub") }
-
-// Services returns every service that has an instance, sorted by name. Its mark
-// covers every service.
-func (s *Snapshot) Services() ([]*Service, Mark) { panic("stub") }
-
-// ServiceTags returns the sorted names of services with the union of their
-// instances' tags; its mark changes with names and tags only (and not with
-// health).
-func (s *Snapshot) ServiceTags() (map[model.ServiceName][]string, Mark) { panic("stub") }
-
-// Instance returns one instance, nil if there is none.
-func (s *Snapshot) Instance(n model.NodeName, id model.ServiceID) (*model.Instance, Mark) {
-	panic("stub")
-}
-
-// NodeInstances returns a node's instances, sorted by id.
-func (s *Snapshot) NodeInstances(n model.NodeName) ([]*model.Instance, Mark) { panic("stub") }
-
-// NodeChecks returns a node's checks and those of its instances, sorted by id.
-func (s *Snapshot) NodeChecks(n model.NodeName) ([]*model.Check, Mark) { panic("stub") }
-
-// ServiceChecks returns the checks of a service's instances, sorted by node and id.
-func (s *Snapshot) ServiceChecks(name model.ServiceName) ([]*model.Check, Mark) { panic("stub") }
-
-// Checks returns every check in a state, or all of them for the empty state,
-// sorted by node and id. The mark covers all checks.
-func (s *Snapshot) Checks(status model.Status) ([]*model.Check, Mark) { panic("stub") }
-
-// VIPs returns every allocated VIP, sorted by service.
-func (s *Snapshot) VIPs() ([]*model.VIP, Mark) { panic("stub") }
-
-// VIP returns a service's VIP, nil if it has none.
-func (s *Snapshot) VIP(name model.ServiceName) (*model.VIP, Mark) { panic("stub") }
-
-// VIPByAddr returns the VIP that has the address, nil if none has.
-func (s *Snapshot) VIPByAddr(a netip.Addr) *model.VIP { panic("stub") }
-
-// Network returns a network, nil if there is none of that name.
-func (s *Snapshot) Network(name model.NetworkName) (*model.Network, Mark) { panic("stub") }
-
-// Networks returns all networks, sorted by name.
-func (s *Snapshot) Networks() ([]*model.Network, Mark) { panic("stub") }
-
-// Endpoint returns an endpoint, nil if there is none of that id.
-func (s *Snapshot) Endpoint(id model.EndpointID) (*model.Endpoint, Mark) { panic("stub") }
-
-// Endpoints returns all endpoints, sorted by id.
-func (s *Snapshot) Endpoints() ([]*model.Endpoint, Mark) { panic("stub") }
-
-// NetworkEndpoints returns a network's endpoints, sorted by id.
-func (s *Snapshot) NetworkEndpoints(n model.NetworkName) ([]*model.Endpoint, Mark) { panic("stub") }
-
-// EndpointByAddr returns the endpoint that holds an address, nil if none does.
-func (s *Snapshot) EndpointByAddr(a netip.Addr) *model.Endpoint { panic("stub") }
-
-// EndpointsByName returns the endpoints of a network that answer to a name
-// (their workload's or an alias), compared without regard to case.
-func (s *Snapshot) EndpointsByName(n model.NetworkName, name string) []*model.Endpoint {
-	panic("stub")
-}
-
-// Leases returns a network's address leases, sorted by address.
-func (s *Snapshot) Leases(n model.NetworkName) ([]*model.AddressLease, Mark) { panic("stub") }
-
-// KV returns one entry, nil if there is none. The mark's index covers the key's
-// deletion.
-func (s *Snapshot) KV(key string) (*model.KV, Mark) { panic("stub") }
-
-// KVTree returns the entries whose keys begin with prefix, sorted by key. The
-// mark covers the prefix, deletions included.
-func (s *Snapshot) KVTree(prefix string) ([]*model.KV, Mark) { panic("stub") }
+func (s *State) Synced() <-chan struct{} { return s.synced }

@@ -1,0 +1,202 @@
+package state
+
+import (
+	"net/netip"
+
+	iradix "github.com/hashicorp/go-immutable-radix/v2"
+
+	"github.com/fairlead-net/fairlead/internal/model"
+)
+
+// Snapshot is the whole catalogue as of one index. What it returns is shared:
+// never change it, lists included; clone a list before sorting or shuffling it.
+type Snapshot struct {
+	index   model.Index
+	changed chan struct{}
+
+	// The tables, by their keys.
+	nodes     *table[*model.Node]         // name
+	instances *table[*model.Instance]     // node, id
+	checks    *table[*model.Check]        // node, id
+	vips      *table[*model.VIP]          // service
+	networks  *table[*model.Network]      // name
+	endpoints *table[*model.Endpoint]     // id
+	members   *table[*model.Endpoint]     // network, id
+	leases    *table[*model.AddressLease] // network, address
+	kv        *table[*model.KV]           // key
+
+	// What is derived from them: kept as tables because it has marks of its own.
+	services *table[*Service] // name; those with an instance or a VIP
+	tags     *table[[]string] // name; those with an instance
+
+	// Secondary indexes.
+	checksOf   *index[*model.Check]    // node, service id (empty: the node's), id
+	vipsByAddr *index[*model.VIP]      // address
+	epsByAddr  *index[*model.Endpoint] // address, id
+	epsByName  *index[*model.Endpoint] // network, folded name, id
+
+	// Lists that many ask for, made by the first reader and kept as long as
+	// their tables stay as they are.
+	serviceList func() []*Service
+	tagMap      func() map[model.ServiceName][]string
+}
+
+// emptySnapshot has nothing in it and every index at rev.
+func emptySnapshot(rev model.Index) *Snapshot {
+	s := &Snapshot{
+		index:   rev,
+		changed: make(chan struct{}),
+
+		nodes:     newTable[*model.Node](rev),
+		instances: newTable[*model.Instance](rev),
+		checks:    newTable[*model.Check](rev),
+		vips:      newTable[*model.VIP](rev),
+		networks:  newTable[*model.Network](rev),
+		endpoints: newTable[*model.Endpoint](rev),
+		members:   newTable[*model.Endpoint](rev),
+		leases:    newTable[*model.AddressLease](rev),
+		kv:        newTable[*model.KV](rev),
+		services:  newTable[*Service](rev),
+		tags:      newTable[[]string](rev),
+
+		checksOf:   iradix.New[*model.Check](),
+		vipsByAddr: iradix.New[*model.VIP](),
+		epsByAddr:  iradix.New[*model.Endpoint](),
+		epsByName:  iradix.New[*model.Endpoint](),
+	}
+	s.serviceList = listServices(s.services)
+	s.tagMap = mapTags(s.tags)
+	return s
+}
+
+// wakers close every channel that this snapshot's tables have handed out.
+func (s *Snapshot) wakers() []func() {
+	return []func(){
+		s.nodes.wakeAll, s.instances.wakeAll, s.checks.wakeAll, s.vips.wakeAll,
+		s.networks.wakeAll, s.endpoints.wakeAll, s.members.wakeAll,
+		s.leases.wakeAll, s.kv.wakeAll, s.services.wakeAll, s.tags.wakeAll,
+	}
+}
+
+// Index is the revision this snapshot shows.
+func (s *Snapshot) Index() model.Index { return s.index }
+
+// Changed closes when a newer snapshot is published, whatever changed.
+func (s *Snapshot) Changed() <-chan struct{} { return s.changed }
+
+// Node returns a node, nil if there is none of that name.
+func (s *Snapshot) Node(name model.NodeName) (*model.Node, Mark) {
+	n, mark, _ := s.nodes.get(key(name))
+	return n, mark
+}
+
+// Nodes returns all nodes, sorted by name.
+func (s *Snapshot) Nodes() ([]*model.Node, Mark) { return s.nodes.all() }
+
+// Instance returns one instance, nil if there is none.
+func (s *Snapshot) Instance(n model.NodeName, id model.ServiceID) (*model.Instance, Mark) {
+	i, mark, _ := s.instances.get(key2(n, id))
+	return i, mark
+}
+
+// NodeInstances returns a node's instances, sorted by id.
+func (s *Snapshot) NodeInstances(n model.NodeName) ([]*model.Instance, Mark) {
+	return s.instances.under(key2(n, ""))
+}
+
+// NodeChecks returns a node's checks and those of its instances, sorted by id.
+func (s *Snapshot) NodeChecks(n model.NodeName) ([]*model.Check, Mark) {
+	return s.checks.under(key2(n, ""))
+}
+
+// Checks returns every check in a state, or all of them for the empty state,
+// sorted by node and id. The mark covers all checks.
+func (s *Snapshot) Checks(status model.Status) ([]*model.Check, Mark) {
+	all, mark := s.checks.all()
+	if status == "" {
+		return all, mark
+	}
+	list := []*model.Check{}
+	for _, c := range all {
+		if c.Status == status {
+			list = append(list, c)
+		}
+	}
+	return list, mark
+}
+
+// VIPs returns every allocated VIP, sorted by service.
+func (s *Snapshot) VIPs() ([]*model.VIP, Mark) { return s.vips.all() }
+
+// VIP returns a service's VIP, nil if it has none.
+func (s *Snapshot) VIP(name model.ServiceName) (*model.VIP, Mark) {
+	v, mark, _ := s.vips.get(key(name))
+	return v, mark
+}
+
+// VIPByAddr returns the VIP that has the address, nil if none has.
+func (s *Snapshot) VIPByAddr(a netip.Addr) *model.VIP {
+	v, _ := s.vipsByAddr.Get(addrKey(a))
+	return v
+}
+
+// Network returns a network, nil if there is none of that name.
+func (s *Snapshot) Network(name model.NetworkName) (*model.Network, Mark) {
+	n, mark, _ := s.networks.get(key(name))
+	return n, mark
+}
+
+// Networks returns all networks, sorted by name.
+func (s *Snapshot) Networks() ([]*model.Network, Mark) { return s.networks.all() }
+
+// Endpoint returns an endpoint, nil if there is none of that id.
+func (s *Snapshot) Endpoint(id model.EndpointID) (*model.Endpoint, Mark) {
+	e, mark, _ := s.endpoints.get(key(id))
+	return e, mark
+}
+
+// Endpoints returns all endpoints, sorted by id.
+func (s *Snapshot) Endpoints() ([]*model.Endpoint, Mark) { return s.endpoints.all() }
+
+// NetworkEndpoints returns a network's endpoints, sorted by id.
+func (s *Snapshot) NetworkEndpoints(n model.NetworkName) ([]*model.Endpoint, Mark) {
+	return s.members.under(key2(n, ""))
+}
+
+// EndpointByAddr returns the endpoint that holds an address, nil if none does.
+// Should two hold it, it is the one with the lower id.
+func (s *Snapshot) EndpointByAddr(a netip.Addr) *model.Endpoint {
+	k := addrKey(a)
+	if k == nil {
+		return nil
+	}
+	it := s.epsByAddr.Root().Iterator()
+	it.SeekPrefix(append(k, 0))
+	_, e, _ := it.Next()
+	return e
+}
+
+// EndpointsByName returns the endpoints of a network that answer to a name
+// (their workload's or an alias), sorted by id. Names are compared without
+// regard to case.
+func (s *Snapshot) EndpointsByName(n model.NetworkName, name string) []*model.Endpoint {
+	return under(s.epsByName.Root(), key3(n, nameKey(name), ""))
+}
+
+// Leases returns a network's address leases, sorted by address.
+func (s *Snapshot) Leases(n model.NetworkName) ([]*model.AddressLease, Mark) {
+	return s.leases.under(key2(n, ""))
+}
+
+// KV returns one entry, nil if there is none. The mark's index covers the key's
+// deletion.
+func (s *Snapshot) KV(key string) (*model.KV, Mark) {
+	kv, mark, _ := s.kv.get([]byte(key))
+	return kv, mark
+}
+
+// KVTree returns the entries whose keys begin with prefix, sorted by key. The
+// mark covers the prefix, deletions included.
+func (s *Snapshot) KVTree(prefix string) ([]*model.KV, Mark) {
+	return s.kv.under([]byte(prefix))
+}
