@@ -1,0 +1,145 @@
+// Package health finds out the state of a node's checks: it asks HTTP and TCP
+// ports at intervals, counts down TTLs, applies the thresholds and reports every
+// outcome that counts.
+//
+// Only local uses it. A Runner's methods may be called from any goroutine, also
+// before Run; outcomes reach the Reporter one at a time per check, and none comes
+// after Set or Remove for its check has returned. The rules (thresholds, TTL
+// wording) are values without a clock or a goroutine; one loop per check drives
+// them.
+//
+// The package imports vishvananda/netns, although netlink is netdrv's: a check of
+// an endpoint connects from inside the endpoint's network namespace, and entering
+// one needs nothing of netlink (see nsDial).
+package health
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/fairlead-net/fairlead/internal/model"
+)
+
+// The errors of TTL.
+var (
+	// ErrUnknownCheck: no check of that id is set.
+	ErrUnknownCheck = errors.New("unknown check")
+	// ErrNotTTL: the check is there, but finds out its state by itself.
+	ErrNotTTL = errors.New("not a TTL check")
+)
+
+// Reporter hears the outcomes.
+type Reporter interface {
+	// Report is called with each outcome that counts, the first included, also
+	// if nothing has changed. It must not call the Runner, nor wait for anybody
+	// who does.
+	Report(id model.CheckID, status model.Status, output string)
+}
+
+// Runner runs checks.
+type Runner struct {
+	rep   Reporter
+	log   *slog.Logger
+	probe func(model.CheckSpec) probe // newProbe, but in tests
+
+	mu     sync.Mutex // guards the following
+	checks map[model.CheckID]*check
+	ctx    context.Context // nil until Run has been called
+	loops  sync.WaitGroup
+}
+
+// New returns a runner without checks. It starts nothing.
+func New(rep Reporter, log *slog.Logger) *Runner {
+	return &Runner{rep: rep, log: log, probe: newProbe, checks: map[model.CheckID]*check{}}
+}
+
+// Run runs the checks until ctx ends and returns when every goroutine and
+// connection of theirs is gone; the result is nil. It may be called once.
+func (r *Runner) Run(ctx context.Context) error {
+	r.mu.Lock()
+	r.ctx = ctx
+	for _, c := range r.checks {
+		r.launch(c)
+	}
+	r.mu.Unlock()
+
+	<-ctx.Done()
+	// Whoever takes the lock from now on sees that ctx is over and launches
+	// nothing, so that no loop begins during Wait.
+	r.mu.Lock()
+	r.mu.Unlock() //nolint:staticcheck // a barrier
+	r.loops.Wait()
+	return nil
+}
+
+// Set adds a check or replaces the one of that id. The check's state is initial
+// until the first outcome; HTTP and TCP checks run at once and then at each
+// interval, TTL checks have their whole TTL to go. When a TTL check replaces
+// another, the last words of the old one are kept for the message of expiry.
+func (r *Runner) Set(spec model.CheckSpec, initial model.Status) {
+	c := newCheck(spec, initial, r.rep)
+	r.mu.Lock()
+	old := r.checks[spec.ID]
+	r.checks[spec.ID] = c
+	r.mu.Unlock()
+
+	if old != nil {
+		c.inherit(old.retire())
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// Another Set or Remove may have come in between.
+	if r.checks[spec.ID] == c && r.ctx != nil {
+		r.launch(c)
+	}
+}
+
+// Remove ends a check; an unknown id is no error.
+func (r *Runner) Remove(id model.CheckID) {
+	r.mu.Lock()
+	c := r.checks[id]
+	delete(r.checks, id)
+	r.mu.Unlock()
+	if c != nil {
+		c.retire()
+	}
+}
+
+// TTL notes what the owner of a TTL check says about it, reports that and gives
+// it its whole TTL again. It fails with ErrUnknownCheck or ErrNotTTL.
+func (r *Runner) TTL(id model.CheckID, status model.Status, output string) error {
+	r.mu.Lock()
+	c := r.checks[id]
+	r.mu.Unlock()
+	if c == nil {
+		return fmt.Errorf("check %q: %w", id, ErrUnknownCheck)
+	}
+	if c.spec.TTL <= 0 {
+		return fmt.Errorf("check %q: %w", id, ErrNotTTL)
+	}
+	if !c.beat(status, output) {
+		return fmt.Errorf("check %q: %w", id, ErrUnknownCheck) // removed meanwhile
+	}
+	return nil
+}
+
+// launch starts a check's loop; r.mu is held.
+func (r *Runner) launch(c *check) {
+	if r.ctx.Err() != nil || !c.begin() {
+		return
+	}
+	ctx, cancel := context.WithCancel(r.ctx)
+	stop := context.AfterFunc(c.gone, cancel)
+	r.loops.Go(func() {
+		defer cancel()
+		defer stop()
+		if c.spec.TTL > 0 {
+			c.countDown(ctx)
+		} else {
+			c.poll(ctx, r.probe(c.spec))
+		}
+	})
+}

@@ -1,0 +1,10 @@
+package health
+
+import (
+	"log/slog"
+)
+
+var (
+	quietLog = slog.New(slog.DiscardHandler)
+	quiet    = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+)
