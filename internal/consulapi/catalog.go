@@ -1,0 +1,185 @@
+package consulapi
+
+import (
+	"strings"
+
+	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/state"
+)
+
+// catalogDatacenters lists the one site there is.
+func (h *handler) catalogDatacenters(*call) (answer, error) {
+	return value([]string{h.cfg.Node.Datacenter}), nil
+}
+
+func (h *handler) catalogNodes(c *call) (answer, error) {
+	f, err := newFilter[nodeShape](c)
+	if err != nil {
+		return answer{}, err
+	}
+	want := nodeMeta(c)
+	v, err := h.query(c, func(s *state.Snapshot) (any, []state.Mark, error) {
+		nodes, mark := s.Nodes()
+		var all []nodeShape
+		for _, n := range nodes {
+			if hasMeta(n.Meta, want) {
+				all = append(all, shapeNode(n, h.cfg.Node.Datacenter))
+			}
+		}
+		out, err := f.slice(all)
+		return out, marks(mark), err
+	})
+	return value(v), err
+}
+
+// catalogNode answers null for a node that does not exist, as Consul does.
+func (h *handler) catalogNode(c *call) (answer, error) {
+	if c.rest == "" {
+		return answer{}, badRequest("Missing node name")
+	}
+	f, err := newFilter[serviceShape](c)
+	if err != nil {
+		return answer{}, err
+	}
+	v, err := h.query(c, func(s *state.Snapshot) (any, []state.Mark, error) {
+		n, nm := s.Node(model.NodeName(c.rest))
+		instances, im := s.NodeInstances(model.NodeName(c.rest))
+		if n == nil {
+			return nil, marks(nm, im), nil
+		}
+		services := map[string]serviceShape{}
+		for _, i := range instances {
+			shape := shapeService(i)
+			ok, err := f.match(shape)
+			if err != nil {
+				return nil, nil, err
+			}
+			if ok {
+				services[shape.ID] = shape
+			}
+		}
+		return struct {
+			Node     nodeShape
+			Services map[string]serviceShape
+		}{shapeNode(n, h.cfg.Node.Datacenter), services}, marks(nm, im), nil
+	})
+	return value(v), err
+}
+
+// catalogServices lists names and tags. Without a filter its index moves with
+// names and tags only, not with health.
+func (h *handler) catalogServices(c *call) (answer, error) {
+	f, err := newFilter[catalogShape](c)
+	if err != nil {
+		return answer{}, err
+	}
+	want := nodeMeta(c)
+	v, err := h.query(c, func(s *state.Snapshot) (any, []state.Mark, error) {
+		if f == nil && len(want) == 0 {
+			tags, mark := s.ServiceTags()
+			out := make(map[string][]string, len(tags))
+			for name, t := range tags {
+				out[string(name)] = list(t)
+			}
+			return out, marks(mark), nil
+		}
+		services, mark := s.Services()
+		out := map[string][]string{}
+		for _, svc := range services {
+			tags, found, err := h.tagsOf(svc, f, want)
+			if err != nil {
+				return nil, nil, err
+			}
+			if found {
+				out[string(svc.Name)] = tags
+			}
+		}
+		return out, marks(mark), nil
+	})
+	return value(v), err
+}
+
+// tagsOf is the union of the tags of the members that pass, sorted by first
+// appearance, and whether any passes.
+func (h *handler) tagsOf(svc *state.Service, f *filter[catalogShape], want map[string]string) ([]string, bool, error) {
+	tags, seen, found := []string{}, map[string]bool{}, false
+	for _, m := range svc.Members {
+		if !memberHasMeta(m, want) {
+			continue
+		}
+		ok, err := f.match(shapeCatalog(m, h.cfg.Node.Datacenter))
+		if err != nil {
+			return nil, false, err
+		}
+		if !ok {
+			continue
+		}
+		found = true
+		for _, t := range m.Instance.Tags {
+			if !seen[t] {
+				seen[t] = true
+				tags = append(tags, t)
+			}
+		}
+	}
+	return tags, found, nil
+}
+
+func (h *handler) catalogService(c *call) (answer, error) {
+	if c.rest == "" {
+		return answer{}, badRequest("Missing service name")
+	}
+	f, err := newFilter[catalogShape](c)
+	if err != nil {
+		return answer{}, err
+	}
+	v, err := h.query(c, func(s *state.Snapshot) (any, []state.Mark, error) {
+		svc, mark := s.Service(model.ServiceName(c.rest))
+		members := h.choose(c, svc, false)
+		all := make([]catalogShape, len(members))
+		for i, m := range members {
+			all[i] = shapeCatalog(m, h.cfg.Node.Datacenter)
+		}
+		out, err := f.slice(all)
+		return out, marks(mark), err
+	})
+	return value(v), err
+}
+
+// choose applies ?tag, ?node-meta and ?near to a service's members, for
+// catalog/service and health/service alike: clients index the answer of one by
+// the other and need the same order.
+func (h *handler) choose(c *call, svc *state.Service, passing bool) []*state.Member {
+	want, tags := nodeMeta(c), c.params["tag"]
+	var out []*state.Member
+	for _, m := range svc.Members {
+		if memberHasMeta(m, want) && hasTags(m.Instance.Tags, tags) && (!passing || m.Status() == model.Passing) {
+			out = append(out, m)
+		}
+	}
+	if n := c.params.Get("near"); n == "_agent" || n == string(h.cfg.Node.Name) {
+		out = near(out, h.cfg.Node.Name)
+	}
+	return out
+}
+
+func memberHasMeta(m *state.Member, want map[string]string) bool {
+	if m.Node == nil {
+		return len(want) == 0
+	}
+	return hasMeta(m.Node.Meta, want)
+}
+
+// hasTags reports whether every wanted tag is there, without regard to case.
+func hasTags(tags, want []string) bool {
+	for _, w := range want {
+		found := false
+		for _, t := range tags {
+			found = found || strings.EqualFold(t, w)
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,196 @@
+// Package consulapi answers the part of Consul's HTTP API that existing clients
+// use, with the shapes, wording, headers and status codes those clients match
+// on: routes.go has the table of what is served.
+//
+// New returns an http.Handler that holds no goroutine and no state of its own:
+// reads are answered from a snapshot, writes go through the Agent (what this
+// node owns) and the Writer (what the cluster owns). It may be called
+// concurrently, like any http.Handler. A blocking query occupies its request's
+// goroutine and ends with the request's context, so whoever serves the handler
+// cancels the server's base context to end a process quickly.
+//
+// Reads see everything that was acknowledged by this node without further ado:
+// Agent and Writer return only once the local state shows their write, so the
+// newest snapshot is enough.
+package consulapi
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/state"
+)
+
+// Defaults of Config.
+const (
+	DefaultConsulVersion  = "1.21.4"
+	DefaultKVMaxValueSize = 512 << 10
+	DefaultMaxBodySize    = 1 << 20
+)
+
+// Config is what the API says of the agent that it runs in, and its limits.
+type Config struct {
+	// Node is this node; its Datacenter is the only one that ?dc accepts.
+	Node model.Node
+	// Version is Fairlead's own; it shows in agent/self under Meta.
+	Version string
+	// ConsulVersion is the level of Consul's API that is answered, which
+	// clients compare with; empty means DefaultConsulVersion.
+	ConsulVersion string
+	// ClientOnly says that this agent carries no server role.
+	ClientOnly bool
+	// KVMaxValueSize bounds a value, in bytes; 0 means DefaultKVMaxValueSize.
+	KVMaxValueSize int64
+	// MaxBodySize bounds every other request body, in bytes; 0 means
+	// DefaultMaxBodySize.
+	MaxBodySize int64
+	// Log receives one line per request at debug level, failures as warnings;
+	// nil means slog.Default.
+	Log *slog.Logger
+}
+
+// Reader is the node's copy of the replicated state.
+type Reader interface {
+	// Snapshot returns the newest snapshot.
+	Snapshot() *state.Snapshot
+	// Wait returns the first snapshot whose index is at least index.
+	Wait(ctx context.Context, index model.Index) (*state.Snapshot, error)
+}
+
+// Agent keeps what this node owns. Its writes return when the catalogue shows
+// them, or after a while with a warning when it does not yet.
+type Agent interface {
+	Register(ctx context.Context, r model.Registration) (warning string, err error)
+	Deregister(ctx context.Context, id model.ServiceID) error
+	Services() []model.Registration
+	Checks() []model.Check
+	UpdateTTL(id model.CheckID, status model.Status, output string) error
+}
+
+// Writer writes the key/value store. A cas of nil means unconditional, of zero
+// that the key must not exist; false means that the comparison failed.
+type Writer interface {
+	PutKV(ctx context.Context, kv model.KV, cas *model.Index) (bool, model.Index, error)
+	DeleteKV(ctx context.Context, key string, cas *model.Index) (bool, model.Index, error)
+	DeleteKVTree(ctx context.Context, prefix string) (model.Index, error)
+}
+
+// Cluster knows the servers.
+type Cluster interface {
+	// Leader is the leader's host:port, empty while there is none.
+	Leader() string
+	// Peers are all servers' host:port.
+	Peers() []string
+	// ReadIndex returns an index that covers every write acknowledged before
+	// the call, anywhere.
+	ReadIndex(ctx context.Context) (model.Index, error)
+}
+
+type handler struct {
+	cfg     Config
+	log     *slog.Logger
+	reader  Reader
+	agent   Agent
+	writer  Writer
+	cluster Cluster
+}
+
+// New returns the API's handler. It serves the paths under /v1/ that routes.go
+// names, a line of text at / and 404 for everything else.
+func New(cfg Config, r Reader, a Agent, w Writer, c Cluster) http.Handler {
+	if cfg.ConsulVersion == "" {
+		cfg.ConsulVersion = DefaultConsulVersion
+	}
+	if cfg.KVMaxValueSize == 0 {
+		cfg.KVMaxValueSize = DefaultKVMaxValueSize
+	}
+	if cfg.MaxBodySize == 0 {
+		cfg.MaxBodySize = DefaultMaxBodySize
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	return &handler{cfg: cfg, log: cfg.Log, reader: r, agent: a, writer: w, cluster: c}
+}
+
+// call is one request on its way through an endpoint.
+type call struct {
+	h      http.Header // the answer's
+	r      *http.Request
+	w      http.ResponseWriter
+	params url.Values
+	// rest is the path behind the route's prefix, unescaped once.
+	rest string
+}
+
+func (c *call) has(param string) bool {
+	_, ok := c.params[param]
+	return ok
+}
+
+// ServeHTTP routes, runs and answers one request. Paths are taken as they are:
+// http.ServeMux would redirect keys that contain "//" or "..".
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	w.Header().Set("Vary", "Accept-Encoding")
+	w.Header().Set("X-Consul-Default-ACL-Policy", "allow")
+	a, err := h.serve(w, r)
+	if err != nil {
+		a = h.failure(w, r, err)
+	}
+	h.write(w, r, a)
+	// Neither the query (it may carry a token) nor the body is logged.
+	h.log.Debug("http request", "method", r.Method, "path", r.URL.Path, "status", a.status, "took", time.Since(start))
+}
+
+func (h *handler) serve(w http.ResponseWriter, r *http.Request) (answer, error) {
+	if r.URL.Path == "/" {
+		return text(http.StatusOK, "Fairlead agent; the Consul-compatible API is under /v1/\n"), nil
+	}
+	rt, rest, ok := match(r.URL.Path)
+	if !ok {
+		return answer{}, fail(http.StatusNotFound, "Invalid URL path: not found")
+	}
+	if r.Method == http.MethodOptions {
+		w.Header().Set("Allow", rt.allow())
+		return answer{status: http.StatusOK}, nil
+	}
+	serve, ok := rt.methods[r.Method]
+	if !ok {
+		w.Header().Set("Allow", rt.allow())
+		return answer{}, fail(http.StatusMethodNotAllowed, "method %s not allowed", r.Method)
+	}
+	params, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return answer{}, fail(http.StatusBadRequest, "Failed to decode query: %v", err)
+	}
+	c := &call{h: w.Header(), r: r, w: w, params: params, rest: rest}
+	if err := checkTenancy(c); err != nil {
+		return answer{}, err
+	}
+	return serve(h, c)
+}
+
+// failure turns an error into its answer; this is the one place that decides on
+// a status.
+func (h *handler) failure(w http.ResponseWriter, r *http.Request, err error) answer {
+	var f *failed
+	if errors.As(err, &f) {
+		return text(f.status, f.reason)
+	}
+	var big *http.MaxBytesError
+	if errors.As(err, &big) {
+		return text(http.StatusRequestEntityTooLarge, tooLarge(max(r.ContentLength, big.Limit+1), big.Limit, ""))
+	}
+	h.log.Warn("http request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+	if h.cluster.Leader() == "" {
+		// Whatever failed did so for want of a leader; clients know this text.
+		return text(http.StatusInternalServerError, noLeader)
+	}
+	return text(http.StatusInternalServerError, err.Error())
+}

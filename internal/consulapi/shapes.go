@@ -1,0 +1,299 @@
+package consulapi
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/state"
+)
+
+// The types below are the answers' shapes. Names and order of their fields are
+// the API's; filters select by the same names. They have no pointers, so that
+// their zero value can check a filter.
+
+type nodeShape struct {
+	ID              string
+	Node            string
+	Address         string
+	Datacenter      string
+	TaggedAddresses map[string]string
+	Meta            map[string]string
+	CreateIndex     uint64 `bexpr:"-"`
+	ModifyIndex     uint64 `bexpr:"-"`
+}
+
+type weightsShape struct {
+	Passing int
+	Warning int
+}
+
+type addressShape struct {
+	Address string
+	Port    int
+}
+
+// proxyShape and connectShape are what a service without a sidecar shows.
+type proxyShape struct {
+	Mode        string
+	MeshGateway struct{}
+	Expose      struct{}
+}
+
+type connectShape struct{}
+
+// serviceShape is an instance in health/service and catalog/node.
+type serviceShape struct {
+	ID                string
+	Service           string
+	Tags              []string
+	Address           string
+	TaggedAddresses   map[string]addressShape `json:",omitempty"`
+	Meta              map[string]string
+	Port              int
+	Weights           weightsShape
+	EnableTagOverride bool
+	Proxy             proxyShape
+	Connect           connectShape
+	PeerName          string
+	CreateIndex       uint64 `bexpr:"-"`
+	ModifyIndex       uint64 `bexpr:"-"`
+}
+
+// agentServiceShape is an instance as its agent shows it.
+type agentServiceShape struct {
+	ID                string
+	Service           string
+	Tags              []string
+	Meta              map[string]string
+	Port              int
+	Address           string
+	TaggedAddresses   map[string]addressShape `json:",omitempty"`
+	Weights           weightsShape
+	EnableTagOverride bool
+	ContentHash       string `json:",omitempty" bexpr:"-"`
+	Datacenter        string `json:",omitempty" bexpr:"-"`
+}
+
+type checkShape struct {
+	Node        string
+	CheckID     string
+	Name        string
+	Status      string
+	Notes       string
+	Output      string
+	ServiceID   string
+	ServiceName string
+	ServiceTags []string
+	Type        string
+	Interval    string
+	Timeout     string
+	ExposedPort int
+	Definition  struct{} `bexpr:"-"`
+	CreateIndex uint64   `bexpr:"-"`
+	ModifyIndex uint64   `bexpr:"-"`
+}
+
+type entryShape struct {
+	Node    nodeShape
+	Service serviceShape
+	Checks  []checkShape
+}
+
+// catalogShape is an instance in catalog/service.
+type catalogShape struct {
+	ID                       string
+	Node                     string
+	Address                  string
+	Datacenter               string
+	TaggedAddresses          map[string]string
+	NodeMeta                 map[string]string
+	ServiceKind              string
+	ServiceID                string
+	ServiceName              string
+	ServiceTags              []string
+	ServiceAddress           string
+	ServiceTaggedAddresses   map[string]addressShape `json:",omitempty"`
+	ServiceWeights           weightsShape
+	ServiceMeta              map[string]string
+	ServicePort              int
+	ServiceSocketPath        string
+	ServiceEnableTagOverride bool
+	ServiceProxy             proxyShape
+	ServiceConnect           connectShape
+	ServiceLocality          *struct{} `bexpr:"-"`
+	CreateIndex              uint64    `bexpr:"-"`
+	ModifyIndex              uint64    `bexpr:"-"`
+}
+
+type kvShape struct {
+	LockIndex   uint64
+	Key         string
+	Flags       uint64
+	Value       []byte // base64; null when empty
+	Session     string `json:",omitempty"`
+	CreateIndex uint64
+	ModifyIndex uint64
+}
+
+func shapeNode(n *model.Node, dc string) nodeShape {
+	if n == nil {
+		return nodeShape{}
+	}
+	return nodeShape{
+		ID:              n.ID,
+		Node:            string(n.Name),
+		Address:         n.Address,
+		Datacenter:      cmp.Or(n.Datacenter, dc),
+		TaggedAddresses: orEmpty(n.TaggedAddresses),
+		Meta:            orEmpty(n.Meta),
+		CreateIndex:     uint64(n.CreateIndex),
+		ModifyIndex:     uint64(n.ModifyIndex),
+	}
+}
+
+func shapeService(i *model.Instance) serviceShape {
+	return serviceShape{
+		ID:                string(i.ID),
+		Service:           string(i.Service),
+		Tags:              list(i.Tags),
+		Address:           i.Address,
+		TaggedAddresses:   shapeAddresses(i.TaggedAddresses),
+		Meta:              orEmpty(i.Meta),
+		Port:              i.Port,
+		Weights:           shapeWeights(i.Weights),
+		EnableTagOverride: i.EnableTagOverride,
+		CreateIndex:       uint64(i.CreateIndex),
+		ModifyIndex:       uint64(i.ModifyIndex),
+	}
+}
+
+func shapeAgentService(i *model.Instance, dc string) agentServiceShape {
+	return agentServiceShape{
+		ID:                string(i.ID),
+		Service:           string(i.Service),
+		Tags:              list(i.Tags),
+		Meta:              orEmpty(i.Meta),
+		Port:              i.Port,
+		Address:           i.Address,
+		TaggedAddresses:   shapeAddresses(i.TaggedAddresses),
+		Weights:           shapeWeights(i.Weights),
+		EnableTagOverride: i.EnableTagOverride,
+		Datacenter:        dc,
+	}
+}
+
+func shapeCatalog(m *state.Member, dc string) catalogShape {
+	n, i := shapeNode(m.Node, dc), m.Instance
+	return catalogShape{
+		ID:                       n.ID,
+		Node:                     string(i.Node),
+		Address:                  n.Address,
+		Datacenter:               cmp.Or(n.Datacenter, dc),
+		TaggedAddresses:          orEmpty(n.TaggedAddresses),
+		NodeMeta:                 orEmpty(n.Meta),
+		ServiceID:                string(i.ID),
+		ServiceName:              string(i.Service),
+		ServiceTags:              list(i.Tags),
+		ServiceAddress:           i.Address,
+		ServiceTaggedAddresses:   shapeAddresses(i.TaggedAddresses),
+		ServiceWeights:           shapeWeights(i.Weights),
+		ServiceMeta:              orEmpty(i.Meta),
+		ServicePort:              i.Port,
+		ServiceEnableTagOverride: i.EnableTagOverride,
+		CreateIndex:              uint64(i.CreateIndex),
+		ModifyIndex:              uint64(i.ModifyIndex),
+	}
+}
+
+func shapeCheck(c *model.Check) checkShape {
+	return checkShape{
+		Node:        string(c.Node),
+		CheckID:     string(c.ID),
+		Name:        c.Name,
+		Status:      string(c.Status),
+		Notes:       c.Notes,
+		Output:      c.Output,
+		ServiceID:   string(c.ServiceID),
+		ServiceName: string(c.ServiceName),
+		ServiceTags: list(c.ServiceTags),
+		Type:        c.Type,
+		Interval:    c.Interval,
+		Timeout:     c.Timeout,
+		CreateIndex: uint64(c.CreateIndex),
+		ModifyIndex: uint64(c.ModifyIndex),
+	}
+}
+
+func shapeChecks(cs []*model.Check) []checkShape {
+	out := make([]checkShape, len(cs))
+	for i, c := range cs {
+		out[i] = shapeCheck(c)
+	}
+	return out
+}
+
+func shapeEntry(m *state.Member, dc string) entryShape {
+	return entryShape{Node: shapeNode(m.Node, dc), Service: shapeService(m.Instance), Checks: shapeChecks(m.Checks)}
+}
+
+func shapeKV(kv *model.KV) kvShape {
+	s := kvShape{
+		LockIndex:   kv.LockIndex,
+		Key:         kv.Key,
+		Flags:       kv.Flags,
+		Session:     kv.Session,
+		CreateIndex: uint64(kv.CreateIndex),
+		ModifyIndex: uint64(kv.ModifyIndex),
+	}
+	if len(kv.Value) > 0 {
+		s.Value = kv.Value
+	}
+	return s
+}
+
+func shapeWeights(w model.Weights) weightsShape {
+	if w == (model.Weights{}) {
+		w = model.DefaultWeights
+	}
+	return weightsShape(w)
+}
+
+func shapeAddresses(in map[string]model.ServiceAddress) map[string]addressShape {
+	out := make(map[string]addressShape, len(in))
+	for k, v := range in {
+		out[k] = addressShape(v)
+	}
+	return out
+}
+
+// list returns s for encoding: [] where s is nil.
+func list(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
+
+func orEmpty(m map[string]string) map[string]string {
+	if m == nil {
+		return map[string]string{}
+	}
+	return m
+}
+
+// near puts the members on a node first and keeps their order otherwise.
+func near(ms []*state.Member, node model.NodeName) []*state.Member {
+	ms = slices.Clone(ms)
+	slices.SortStableFunc(ms, func(a, b *state.Member) int {
+		return cmp.Compare(b2i(a.Instance.Node != node), b2i(b.Instance.Node != node))
+	})
+	return ms
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
