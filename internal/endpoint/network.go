@@ -1,0 +1,129 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/fairlead-net/fairlead/internal/ipam"
+	"github.com/fairlead-net/fairlead/internal/model"
+)
+
+// ErrNetworkName refuses a name that cannot be a DNS label.
+var ErrNetworkName = errors.New("not a valid network name")
+
+// The bounds of a network's MTU in bytes: IPv6's minimum (RFC 8200) and what a
+// veth takes.
+const (
+	minMTU = 1280
+	maxMTU = 65535
+)
+
+// CreateNetwork checks a network against everything this host already uses,
+// records it and makes its bridge. Pools need only their prefix; without any, a
+// free one of each family is chosen. When it fails nothing remains.
+func (s *Set) CreateNetwork(ctx context.Context, n model.Network) (model.Network, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	n, err := s.draftNetwork(ctx, n)
+	if err != nil {
+		return model.Network{}, err
+	}
+	if _, err := s.cfg.Registry.CreateNetwork(ctx, n); err != nil {
+		return model.Network{}, fmt.Errorf("create network %s: %w", n.Name, err)
+	}
+	if err := s.ensureNetwork(ctx, n, true); err != nil {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+		defer cancel()
+		if _, derr := s.cfg.Registry.DeleteNetwork(undo, n.Name); derr != nil {
+			err = errors.Join(err, fmt.Errorf("take the record back: %w", derr))
+		}
+		return model.Network{}, fmt.Errorf("create network %s: %w", n.Name, err)
+	}
+	return n, s.applyRules(ctx)
+}
+
+// RemoveNetwork removes a network that has no endpoints, with its bridge.
+func (s *Set) RemoveNetwork(ctx context.Context, name model.NetworkName) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	n, _ := s.cfg.State.Snapshot().Network(name)
+	if n == nil {
+		return fmt.Errorf("network %q: %w", name, ErrNoNetwork)
+	}
+	if err := s.usable(n); err != nil {
+		return err
+	}
+	if _, err := s.cfg.Registry.DeleteNetwork(ctx, name); err != nil {
+		return fmt.Errorf("remove network %s: %w", name, err)
+	}
+	return s.dropNetwork(ctx, name)
+}
+
+// draftNetwork fills in what the asker left open and refuses what cannot be.
+func (s *Set) draftNetwork(ctx context.Context, n model.Network) (model.Network, error) {
+	if !label.MatchString(string(n.Name)) {
+		return n, fmt.Errorf("network %q: %w: want 1 to 63 letters, digits and inner hyphens", n.Name, ErrNetworkName)
+	}
+	if n.Driver == "" {
+		n.Driver = model.DriverBridge
+	}
+	if n.Driver != model.DriverBridge {
+		return n, fmt.Errorf("driver %q: %w: %q is the one there is", n.Driver, ErrDriver, model.DriverBridge)
+	}
+	if n.MTU != 0 && (n.MTU < minMTU || n.MTU > maxMTU) {
+		return n, fmt.Errorf("mtu %d: want %d to %d bytes, or 0 for the default", n.MTU, minMTU, maxMTU)
+	}
+	n.Node = s.cfg.Node
+	n.Owner = model.OwnerOperator
+	claims, err := s.claims(ctx)
+	if err != nil {
+		return n, err
+	}
+	if len(n.Pools) == 0 {
+		for _, v6 := range []bool{false, true} {
+			p, err := ipam.Choose(claims, v6)
+			if err != nil {
+				return n, fmt.Errorf("choose a subnet: %w", err)
+			}
+			n.Pools = append(n.Pools, model.Pool{Prefix: p})
+		}
+	}
+	n = n.Clone()
+	families := map[bool]netip.Prefix{}
+	for i, p := range n.Pools {
+		pool, err := ipam.NewPool(p.Prefix, p.Gateway, p.Reserved)
+		if err != nil {
+			return n, fmt.Errorf("subnet %s: %w", p.Prefix, err)
+		}
+		if was, twice := families[pool.Prefix.Addr().Is4()]; twice {
+			return n, fmt.Errorf("subnets %s and %s are of one family; a network has at most one of each", was, pool.Prefix)
+		}
+		families[pool.Prefix.Addr().Is4()] = pool.Prefix
+		if err := ipam.CheckOverlap(pool.Prefix, claims); err != nil {
+			return n, err
+		}
+		n.Pools[i] = pool
+	}
+	return n, nil
+}
+
+// claims lists every prefix that a new network must leave alone: the host's
+// routes and addresses, the other networks' and the VIPs' pools.
+func (s *Set) claims(ctx context.Context) ([]ipam.Claim, error) {
+	claims, err := s.cfg.Driver.Claims(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list the host's routes: %w", err)
+	}
+	networks, _ := s.cfg.State.Snapshot().Networks()
+	for _, n := range networks {
+		for _, p := range n.Pools {
+			claims = append(claims, ipam.Claim{Prefix: p.Prefix, Who: fmt.Sprintf("network %q", n.Name)})
+		}
+	}
+	for _, p := range s.cfg.VIPPools {
+		claims = append(claims, ipam.Claim{Prefix: p, Who: "the pool of service VIPs"})
+	}
+	return claims, nil
+}

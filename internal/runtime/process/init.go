@@ -1,0 +1,68 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Init is the first thing that runs in a workload's namespaces: it finishes the
+// mounts and becomes the command. args are the workload's directory, "pid" for a
+// process namespace of its own or "-", and the command. It returns only when it
+// fails, having said why on file descriptor 3.
+func Init(args []string) int {
+	fail := os.NewFile(3, "failure")
+	if fail == nil || len(args) < 3 {
+		return 125
+	}
+	unix.CloseOnExec(3)
+	err := initialise(args[0], args[1] == "pid", args[2:])
+	_, _ = fmt.Fprintln(fail, err) // nobody else could be told
+	return 125
+}
+
+func initialise(dir string, pidNamespace bool, command []string) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make the mounts private: %w", err)
+	}
+	for _, name := range []string{"resolv.conf", "hosts"} {
+		if err := bindOver(filepath.Join(dir, name), "/etc/"+name); err != nil {
+			return err
+		}
+	}
+	// sysfs shows the network namespace of its mounter: without a new one the
+	// workload would see the host's interfaces.
+	if err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RDONLY, ""); err != nil {
+		return fmt.Errorf("mount /sys: %w", err)
+	}
+	if pidNamespace {
+		if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+			return fmt.Errorf("mount /proc: %w", err)
+		}
+	}
+	path, err := exec.LookPath(command[0])
+	if err != nil {
+		return fmt.Errorf("command %q: %w", command[0], err)
+	}
+	return fmt.Errorf("run %s: %w", path, unix.Exec(path, command, os.Environ()))
+}
+
+// bindOver mounts a file over another, following links: /etc/resolv.conf often
+// is one, and a mount on the link itself would not be seen.
+func bindOver(file, at string) error {
+	target, err := filepath.EvalSymlinks(at)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // a host without it has nothing to be mistaken for the workload's
+	}
+	if err != nil {
+		return fmt.Errorf("find %s: %w", at, err)
+	}
+	if err := unix.Mount(file, target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount over %s: %w", at, err)
+	}
+	return nil
+}

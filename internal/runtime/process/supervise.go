@@ -1,0 +1,229 @@
+package process
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead-net/fairlead/api"
+)
+
+// supervisor is the process that holds one workload.
+type supervisor struct {
+	spec    Spec
+	dir     string
+	state   State
+	control *bufio.Scanner
+	reports *json.Encoder
+	pipes   [2]*os.File
+}
+
+// Supervise is the main function of a supervisor. It returns the exit code: the
+// command's, 128 plus the number of the signal that ended it, or 125 when the
+// command never ran.
+func Supervise() int {
+	// The namespace belongs to this thread, and the command gets a signal when
+	// the thread that started it ends: so there is one thread for both.
+	runtime.LockOSThread()
+	s := &supervisor{pipes: [2]*os.File{os.NewFile(3, "control"), os.NewFile(4, "reports")}}
+	s.control = bufio.NewScanner(s.pipes[0])
+	s.control.Buffer(nil, 8<<20) // an environment may be large
+	s.reports = json.NewEncoder(s.pipes[1])
+	for _, f := range s.pipes {
+		unix.CloseOnExec(int(f.Fd()))
+	}
+	code, err := s.run()
+	if err != nil {
+		// The client may be gone; then nobody needs to know.
+		_ = s.reports.Encode(report{Error: err.Error()})
+		return 125
+	}
+	return code
+}
+
+func (s *supervisor) run() (int, error) {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
+	if err := s.read(&s.spec); err != nil {
+		return 0, err
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return 0, fmt.Errorf("become the reaper: %w", err)
+	}
+	if err := s.hold(); err != nil {
+		return 0, err
+	}
+	if err := s.reports.Encode(report{NetNS: s.state.NetNS}); err != nil {
+		return 0, fmt.Errorf("report: %w", err)
+	}
+	if err := s.pipes[0].SetReadDeadline(time.Now().Add(holdTime)); err != nil && !errors.Is(err, os.ErrNoDeadline) {
+		return 0, err
+	}
+	var a api.Attachment
+	if err := s.read(&a); err != nil {
+		return 0, errors.Join(err, os.RemoveAll(s.dir))
+	}
+	cmd, err := s.start(a)
+	if err != nil {
+		return 0, errors.Join(err, s.ended(125))
+	}
+	s.state.Process = cmd.Process.Pid
+	if err := s.state.save(s.dir); err != nil {
+		return 0, err
+	}
+	_ = s.reports.Encode(report{Process: cmd.Process.Pid}) // the workload runs, whoever listens
+	for _, f := range s.pipes {
+		_ = f.Close()
+	}
+	code := s.reap(cmd.Process.Pid, signals)
+	return code, errors.Join(killEach(s.state.Cgroup, os.Getpid()), s.ended(code))
+}
+
+func (s *supervisor) read(v any) error {
+	if !s.control.Scan() {
+		return errors.Join(errors.New("the client went away"), s.control.Err())
+	}
+	if err := json.Unmarshal(s.control.Bytes(), v); err != nil {
+		return fmt.Errorf("instructions: %w", err)
+	}
+	return nil
+}
+
+// hold makes the network namespace and records that this process holds it.
+func (s *supervisor) hold() error {
+	s.dir = workloadDir(s.spec.RunDir, s.spec.Name)
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("make a network namespace: %w", err)
+	}
+	me, err := self()
+	if err != nil {
+		return fmt.Errorf("tell own process: %w", err)
+	}
+	s.state = State{
+		Name: s.spec.Name, Supervisor: me, Command: s.spec.Command, Started: time.Now().UTC(),
+		NetNS:  fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid()),
+		Cgroup: cgroupOf(s.spec),
+	}
+	if s.spec.Detach {
+		s.state.Log = logPath(s.spec)
+	}
+	return s.state.save(s.dir)
+}
+
+// start runs the command through Init, which finishes the mount namespace.
+func (s *supervisor) start(a api.Attachment) (*exec.Cmd, error) {
+	if err := writeNames(s.dir, s.spec.Name, a); err != nil {
+		return nil, err
+	}
+	failR, failW, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer failR.Close() //nolint:errcheck // read to its end
+	cmd := exec.Command("/proc/self/exe", append([]string{InitCommand, s.dir, boolWord(s.spec.PIDNamespace)}, s.spec.Command...)...)
+	cmd.Args[0] = "fairlead"
+	cmd.Env, cmd.Dir = s.spec.Env, s.spec.Dir
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.ExtraFiles = []*os.File{failW} // file descriptor 3, closed by the command's exec
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	if s.spec.PIDNamespace {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWPID
+	}
+	err = cmd.Start()
+	_ = failW.Close()
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", s.spec.Command[0], err)
+	}
+	said := bufio.NewScanner(failR)
+	if said.Scan() {
+		_ = cmd.Wait() // it has said why it ends
+		return nil, errors.New(said.Text())
+	}
+	return cmd, nil
+}
+
+// reap waits for the command, passes signals on to it, and reaps whatever else
+// it left to this process.
+func (s *supervisor) reap(pid int, signals <-chan os.Signal) int {
+	done := make(chan int, 1)
+	go func() {
+		for {
+			var ws unix.WaitStatus
+			got, err := unix.Wait4(-1, &ws, 0, nil)
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			if err != nil {
+				done <- 125
+				return
+			}
+			if got != pid || (!ws.Exited() && !ws.Signaled()) {
+				continue
+			}
+			if ws.Signaled() {
+				done <- 128 + int(ws.Signal())
+			} else {
+				done <- ws.ExitStatus()
+			}
+			return
+		}
+	}()
+	for {
+		select {
+		case code := <-done:
+			return code
+		case sig := <-signals:
+			n, ok := sig.(syscall.Signal)
+			if !ok || (!s.spec.Detach && (n == unix.SIGINT || n == unix.SIGQUIT)) {
+				continue // the terminal sent it to the command as well
+			}
+			_ = unix.Kill(pid, n) // it may just have ended
+		}
+	}
+}
+
+func (s *supervisor) ended(code int) error {
+	s.state.ExitCode = &code
+	return s.state.save(s.dir)
+}
+
+// writeNames writes what the workload sees as /etc/resolv.conf and /etc/hosts.
+func writeNames(dir, name string, a api.Attachment) error {
+	var resolv, hosts strings.Builder
+	for _, ns := range a.Nameservers {
+		fmt.Fprintf(&resolv, "nameserver %s\n", ns)
+	}
+	if len(a.Search) > 0 {
+		fmt.Fprintf(&resolv, "search %s\n", strings.Join(a.Search, " "))
+	}
+	hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	for _, addr := range a.Endpoint.Addrs {
+		fmt.Fprintf(&hosts, "%s\t%s\n", netip.Addr(addr), name)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "resolv.conf"), []byte(resolv.String()), 0o644); err != nil {
+		return fmt.Errorf("write the workload's resolv.conf: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "hosts"), []byte(hosts.String()), 0o644); err != nil {
+		return fmt.Errorf("write the workload's hosts: %w", err)
+	}
+	return nil
+}
+
+func boolWord(b bool) string {
+	if b {
+		return "pid"
+	}
+	return "-"
+}

@@ -1,0 +1,330 @@
+// Package workload is what a container or process is to the agent: its endpoints,
+// the service it answers for and the process behind it, attached together,
+// listed together and cleared away together.
+//
+// It holds no state of its own: endpoints are in the catalogue, registrations in
+// the node's local file and processes with their supervisors. All methods are
+// safe for concurrent use.
+package workload
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/fairlead-net/fairlead/api"
+	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/state"
+)
+
+// ErrNoWorkload says that no workload of that name is on this node.
+var ErrNoWorkload = errors.New("no such workload")
+
+// ErrSpec refuses a workload whose description cannot be.
+var ErrSpec = errors.New("not a valid workload")
+
+// Endpoints attaches and detaches; endpoint.Set does it.
+type Endpoints interface {
+	Attach(ctx context.Context, w model.Endpoint, want []netip.Addr) (model.Endpoint, error)
+	Detach(ctx context.Context, id model.EndpointID) error
+}
+
+// Registrations registers what answers on this node; local.Agent does it.
+type Registrations interface {
+	Register(ctx context.Context, r model.Registration) (warning string, err error)
+	Deregister(ctx context.Context, id model.ServiceID) error
+	Services() []model.Registration
+}
+
+// Processes are the supervised plain processes of this node.
+type Processes interface {
+	// List returns every process with a supervisor, or whose supervisor ended
+	// without having been cleared away.
+	List() ([]api.Workload, error)
+	// Stop ends a process and returns when it is gone; unknown names are no error.
+	Stop(ctx context.Context, name string, grace time.Duration) error
+	// Clear removes what an ended process left.
+	Clear(name string) error
+	// Changed closes when a process ends.
+	Changed(ctx context.Context) <-chan struct{}
+}
+
+// Firewalls names foreign packet filters that would drop forwarded traffic.
+type Firewalls interface {
+	ForeignDrops(ctx context.Context) ([]string, error)
+}
+
+// Config is what a Set is made of.
+type Config struct {
+	Node          model.NodeName
+	State         *state.State
+	Endpoints     Endpoints
+	Registrations Registrations
+	Processes     Processes
+	Firewalls     Firewalls
+	// Domain is the domain of names inside networks, "internal".
+	Domain string
+	Log    *slog.Logger
+}
+
+// Set is this node's workloads.
+type Set struct {
+	cfg Config
+	log *slog.Logger
+}
+
+// New returns a set.
+func New(cfg Config) *Set { return &Set{cfg: cfg, log: cfg.Log} }
+
+// Attach connects a workload to a network and registers the service that it
+// answers for. It is idempotent; when it fails nothing new remains.
+func (s *Set) Attach(ctx context.Context, w api.WorkloadSpec) (api.Attachment, error) {
+	if w.NetNS == "" {
+		return api.Attachment{}, fmt.Errorf("%w: netns is missing: the path of the workload's network namespace", ErrSpec)
+	}
+	if err := checkService(w.Service); err != nil {
+		return api.Attachment{}, err
+	}
+	before := s.endpoints(w.Name)
+	e, err := s.cfg.Endpoints.Attach(ctx, draft(w), w.Addrs)
+	if err != nil {
+		return api.Attachment{}, err
+	}
+	if w.Service != nil {
+		if _, err := s.cfg.Registrations.Register(ctx, registration(s.cfg.Node, w, e)); err != nil {
+			err = fmt.Errorf("register service %s: %w", w.Service.Name, err)
+			if !slices.ContainsFunc(before, func(o *model.Endpoint) bool { return o.ID == e.ID }) {
+				err = errors.Join(err, s.cfg.Endpoints.Detach(context.WithoutCancel(ctx), e.ID))
+			}
+			return api.Attachment{}, err
+		}
+	}
+	return s.attachment(ctx, e), nil
+}
+
+func (s *Set) attachment(ctx context.Context, e model.Endpoint) api.Attachment {
+	a := api.Attachment{Endpoint: Endpoint(e), Search: []string{string(e.Network) + "." + s.cfg.Domain}}
+	if n, _ := s.cfg.State.Snapshot().Network(e.Network); n != nil {
+		for _, p := range n.Pools {
+			a.Nameservers = append(a.Nameservers, p.Gateway)
+		}
+	}
+	drops, err := s.cfg.Firewalls.ForeignDrops(ctx)
+	if err != nil {
+		s.log.Warn("look for foreign packet filters", "error", err)
+	}
+	for _, d := range drops {
+		a.Warnings = append(a.Warnings, "this host's own firewall drops forwarded packets ("+d+"): the workload reaches its network, but neither the outside nor, from outside, its published ports")
+	}
+	return a
+}
+
+// Stop takes a workload out of its services, ends its process if it has one here
+// and detaches its endpoints.
+func (s *Set) Stop(ctx context.Context, name string, grace time.Duration) error {
+	known := len(s.endpoints(name)) > 0
+	procs, err := s.cfg.Processes.List()
+	if err != nil {
+		return err
+	}
+	for _, p := range procs {
+		known = known || p.Name == name
+	}
+	if !known {
+		return fmt.Errorf("workload %q: %w on this node; 'fairlead ps' lists them", name, ErrNoWorkload)
+	}
+	if err := s.deregister(ctx, name); err != nil {
+		return err
+	}
+	if err := s.cfg.Processes.Stop(ctx, name, grace); err != nil {
+		return fmt.Errorf("stop %s: %w", name, err)
+	}
+	return s.release(ctx, name)
+}
+
+// Run clears away workloads whose process ended by itself, until ctx ends.
+func (s *Set) Run(ctx context.Context, ready func()) error {
+	ready()
+	for {
+		changed := s.cfg.Processes.Changed(ctx)
+		procs, err := s.cfg.Processes.List()
+		if err != nil {
+			s.log.Warn("list processes", "error", err)
+		}
+		for _, p := range procs {
+			if p.State != "exited" {
+				continue
+			}
+			s.log.Info("workload ended", "workload", p.Name, "exit_code", p.ExitCode)
+			if err := s.release(ctx, p.Name); err != nil {
+				s.log.Warn("clear away workload", "workload", p.Name, "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// release removes registrations, endpoints and what the process left.
+func (s *Set) release(ctx context.Context, name string) error {
+	errs := []error{s.deregister(ctx, name)}
+	for _, e := range s.endpoints(name) {
+		errs = append(errs, s.cfg.Endpoints.Detach(ctx, e.ID))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return s.cfg.Processes.Clear(name)
+}
+
+func (s *Set) deregister(ctx context.Context, name string) error {
+	mine := map[model.EndpointID]bool{}
+	for _, e := range s.endpoints(name) {
+		mine[e.ID] = true
+	}
+	var errs []error
+	for _, r := range s.cfg.Registrations.Services() {
+		if r.Instance.Endpoint != "" && mine[r.Instance.Endpoint] {
+			errs = append(errs, s.cfg.Registrations.Deregister(ctx, r.Instance.ID))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// endpoints lists the workload's endpoints on this node.
+func (s *Set) endpoints(name string) []*model.Endpoint {
+	var mine []*model.Endpoint
+	all, _ := s.cfg.State.Snapshot().Endpoints()
+	for _, e := range all {
+		if e.Node == s.cfg.Node && string(e.Workload) == name {
+			mine = append(mine, e)
+		}
+	}
+	return mine
+}
+
+// List returns this node's workloads with their endpoints, sorted by name.
+func (s *Set) List() ([]api.Workload, error) {
+	procs, err := s.cfg.Processes.List()
+	if err != nil {
+		return nil, err
+	}
+	byName := map[string]*api.Workload{}
+	for _, p := range procs {
+		byName[p.Name] = &p
+	}
+	services := map[model.EndpointID]string{}
+	for _, r := range s.cfg.Registrations.Services() {
+		services[r.Instance.Endpoint] = string(r.Instance.Service)
+	}
+	all, _ := s.cfg.State.Snapshot().Endpoints()
+	for _, e := range all {
+		if e.Node != s.cfg.Node {
+			continue
+		}
+		w := byName[string(e.Workload)]
+		if w == nil {
+			w = &api.Workload{Name: string(e.Workload), State: "unknown"}
+			byName[w.Name] = w
+		}
+		w.Endpoints = append(w.Endpoints, Endpoint(*e))
+		if name := services[e.ID]; name != "" {
+			w.Service = name
+		}
+	}
+	out := make([]api.Workload, 0, len(byName))
+	for _, w := range byName {
+		if w.Endpoints == nil {
+			w.Endpoints = []api.Endpoint{}
+		}
+		out = append(out, *w)
+	}
+	slices.SortFunc(out, func(a, b api.Workload) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+func draft(w api.WorkloadSpec) model.Endpoint {
+	e := model.Endpoint{
+		Workload: model.WorkloadName(w.Name), Network: model.NetworkName(w.Network),
+		NetNS: w.NetNS, Aliases: w.Aliases,
+	}
+	for _, p := range w.Ports {
+		e.Ports = append(e.Ports, model.PublishedPort{
+			Proto: model.Protocol(p.Proto), HostPort: p.HostPort, Port: p.Port, Expose: model.Expose(p.Expose),
+		})
+	}
+	return e
+}
+
+func checkService(v *api.Service) error {
+	switch {
+	case v == nil:
+		return nil
+	case v.Name == "":
+		return fmt.Errorf("%w: the service has no name", ErrSpec)
+	case v.Port == 0:
+		return fmt.Errorf("%w: service %q has no port; say which port it answers at", ErrSpec, v.Name)
+	case v.Check != nil && (v.Check.HTTP != "") == v.Check.TCP:
+		return fmt.Errorf("%w: the check of service %q must be exactly one of http and tcp", ErrSpec, v.Name)
+	case v.Check != nil && v.Check.HTTP != "" && !strings.HasPrefix(v.Check.HTTP, "/"):
+		return fmt.Errorf("%w: the HTTP check of service %q is %q: want a path that begins with /", ErrSpec, v.Name, v.Check.HTTP)
+	}
+	return nil
+}
+
+// registration is what the workload's service looks like in the catalogue: one
+// instance that answers at all of the endpoint's addresses.
+func registration(node model.NodeName, w api.WorkloadSpec, e model.Endpoint) model.Registration {
+	in := model.Instance{
+		Node: node, ID: model.ServiceID(w.Name), Service: model.ServiceName(w.Service.Name),
+		Tags: w.Service.Tags, Port: int(w.Service.Port), Weights: model.DefaultWeights, Endpoint: e.ID,
+		Stamp: model.Stamp{Owner: model.NodeOwner(node)},
+	}
+	for _, a := range e.Addrs {
+		if in.Address == "" {
+			in.Address = a.String()
+		}
+		in.Places = append(in.Places, model.Place{Network: e.Network, Addr: a, Port: w.Service.Port})
+	}
+	r := model.Registration{Instance: in}
+	if c := w.Service.Check; c != nil {
+		at := net.JoinHostPort(in.Address, strconv.Itoa(in.Port))
+		spec := model.CheckSpec{
+			ID: model.CheckID("service:" + w.Name), Name: "Service '" + w.Service.Name + "' check",
+			ServiceID: in.ID, Interval: c.Interval, Timeout: c.Timeout,
+			DeregisterAfter: c.DeregisterAfter, NetNS: w.NetNS,
+		}
+		if c.TCP {
+			spec.TCP = at
+		} else {
+			spec.HTTP = "http://" + at + c.HTTP
+		}
+		if spec.Interval == 0 {
+			spec.Interval = 10 * time.Second
+		}
+		r.Checks = append(r.Checks, spec)
+	}
+	return r
+}
+
+// Endpoint is an endpoint as the native API shows it.
+func Endpoint(e model.Endpoint) api.Endpoint {
+	out := api.Endpoint{
+		ID: string(e.ID), Workload: string(e.Workload), Network: string(e.Network), Node: string(e.Node),
+		Aliases: e.Aliases, Addrs: e.Addrs, MAC: e.MAC, HostIf: e.HostIf, NetNS: e.NetNS,
+	}
+	for _, p := range e.Ports {
+		out.Ports = append(out.Ports, api.Port{Proto: string(p.Proto), HostPort: p.HostPort, Port: p.Port, Expose: string(p.Expose)})
+	}
+	return out
+}
