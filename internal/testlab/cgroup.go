@@ -40,15 +40,16 @@ func parseMount(line string) (mount, bool) {
 	return mount{root: l[3], point: l[4], fs: r[0], source: r[1]}, true
 }
 
-func mountPoints(mountinfo string) (map[string]bool, error) {
+// mountPoints lists where something is mounted, a place with two mounts on it twice.
+func mountPoints(mountinfo string) ([]string, error) {
 	data, err := os.ReadFile(mountinfo)
 	if err != nil {
 		return nil, err
 	}
-	points := map[string]bool{}
+	var points []string
 	for line := range strings.Lines(string(data)) {
 		if m, ok := parseMount(line); ok {
-			points[m.point] = true
+			points = append(points, m.point)
 		}
 	}
 	return points, nil
@@ -92,7 +93,7 @@ func removeCgroup(dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0o644); err != nil {
 		return fmt.Errorf("kill control group: %w", err)
 	}
-	return poll(10*time.Second, func() error {
+	return poll(10*time.Second, pollInterval, func() error {
 		var last error
 		for _, d := range cgroupTree(dir) {
 			if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -38,9 +38,9 @@ type Host struct {
 	cgroup  string
 	mnt     *os.File
 	uts     *os.File
-	mounts  map[string]bool // mount points inside the host when it was new
-	preload []string        // what the kernel itself puts into a BPF file system
-	eth     int             // how many ethN exist
+	mounts  []string // mount points inside the host when it was new
+	preload []string // what the kernel itself puts into a BPF file system
+	eth     int      // how many ethN exist
 	spaces  []*NS
 	gaveUp  bool // Abandon was called
 }

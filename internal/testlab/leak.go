@@ -34,8 +34,8 @@ func (h *Host) leaks() []string {
 	}
 	err := h.thread.run(func() error {
 		now, err := mountPoints("/proc/thread-self/mountinfo")
-		for point := range now {
-			if !h.mounts[point] && !h.ownSpace(point) {
+		for _, d := range Diff(h.mounts, now) {
+			if point, ok := strings.CutPrefix(d, "+ "); ok && !h.ownSpace(point) {
 				found = append(found, fmt.Sprintf("host %s: mount %s", h.name, point))
 			}
 		}
@@ -71,7 +71,7 @@ func (l *Lab) remains() []string {
 	if err != nil {
 		found = append(found, err.Error())
 	}
-	for point := range points {
+	for _, point := range points {
 		if strings.Contains(point, mark) {
 			found = append(found, "mount "+point)
 		}
@@ -80,7 +80,7 @@ func (l *Lab) remains() []string {
 		paths, _ := filepath.Glob(pattern)
 		found = append(found, paths...)
 	}
-	links, err := foreignLinks()
+	links, err := foreignLinks("/proc/self/net/dev") // of the process's first thread, which never enters a host
 	if err != nil {
 		found = append(found, err.Error())
 	}
@@ -89,9 +89,8 @@ func (l *Lab) remains() []string {
 }
 
 // foreignLinks lists links with the project's names in the machine's own network namespace, where none may ever be.
-// It must not run on a thread of a host.
-func foreignLinks() ([]string, error) {
-	data, err := os.ReadFile("/proc/self/net/dev") // of the process's first thread, unlike /sys/class/net
+func foreignLinks(procNetDev string) ([]string, error) {
+	data, err := os.ReadFile(procNetDev)
 	if err != nil {
 		return nil, err
 	}

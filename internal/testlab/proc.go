@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -79,7 +80,7 @@ func (n *NS) Run(c Cmd) (stdout, stderr string, err error) {
 	limit := time.AfterFunc(execLimit, func() { _ = cmd.Process.Kill() })
 	err = cmd.Wait()
 	if !limit.Stop() && err != nil {
-		err = fmt.Errorf("not done within %v: %w", execLimit, err)
+		err = fmt.Errorf("not done within %v and killed", execLimit)
 	}
 	var text [2]string
 	for i, f := range files {
@@ -146,6 +147,11 @@ func (n *NS) fork(c Cmd, stdout, stderr *os.File) (*exec.Cmd, error) {
 	}
 	defer func() { _ = group.Close() }()
 	cmd := exec.Command(c.Args[0], c.Args[1:]...)
+	if path, err := findProgram(c); err != nil {
+		return nil, err
+	} else if path != "" {
+		cmd.Path, cmd.Err = path, nil
+	}
 	cmd.Env = append(cleanEnv(), c.Env...)
 	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Dir, c.Stdin, stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -156,6 +162,31 @@ func (n *NS) fork(c Cmd, stdout, stderr *os.File) (*exec.Cmd, error) {
 		return nil, err
 	}
 	return cmd, nil
+}
+
+// findProgram looks a program up in the command's own PATH; "" means that the test's is the one.
+func findProgram(c Cmd) (string, error) {
+	if strings.Contains(c.Args[0], "/") {
+		return "", nil
+	}
+	for _, kv := range slices.Backward(c.Env) {
+		path, ok := strings.CutPrefix(kv, "PATH=")
+		if !ok {
+			continue
+		}
+		for _, dir := range filepath.SplitList(path) {
+			if found, err := exec.LookPath(filepath.Join(dir, c.Args[0])); err == nil {
+				return found, nil
+			}
+		}
+		return "", fmt.Errorf("%w: %s in %s", exec.ErrNotFound, c.Args[0], path)
+	}
+	return "", nil
+}
+
+func isExit(err error) bool {
+	var exit *exec.ExitError
+	return errors.As(err, &exit)
 }
 
 func cleanEnv() []string {

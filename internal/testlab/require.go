@@ -61,14 +61,16 @@ func Require(tb testing.TB, features ...Feature) {
 // Eventually calls cond every 20 ms until it returns nil, and fails the test with the last error when the time is over.
 func Eventually(tb testing.TB, timeout time.Duration, cond func() error) {
 	tb.Helper()
-	if err := poll(timeout, cond); err != nil {
+	if err := poll(timeout, pollInterval, cond); err != nil {
 		tb.Fatalf("not within %v: %v", timeout, err)
 	}
 }
 
-func poll(timeout time.Duration, cond func() error) error {
+const pollInterval = 20 * time.Millisecond
+
+func poll(timeout, interval time.Duration, cond func() error) error {
 	deadline := time.Now().Add(timeout)
-	tick := time.NewTicker(20 * time.Millisecond)
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		err := cond()

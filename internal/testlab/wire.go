@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -160,7 +161,17 @@ func (w *Wire) join(h *Host) error {
 		if err := netlink.LinkSetMaster(port, br); err != nil {
 			return fmt.Errorf("plug port: %w", err)
 		}
-		return netlink.LinkSetUp(port)
+		if err := netlink.LinkSetUp(port); err != nil {
+			return fmt.Errorf("set port up: %w", err)
+		}
+		// The kernel notes the carrier a moment later, and drops until then.
+		return poll(5*time.Second, time.Millisecond, func() error {
+			port, err := netlink.LinkByName(end.port)
+			if err == nil && port.Attrs().OperState != netlink.OperUp {
+				err = fmt.Errorf("port is %v", port.Attrs().OperState)
+			}
+			return err
+		})
 	})
 }
 
