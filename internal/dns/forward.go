@@ -1,0 +1,292 @@
+package dns
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	miekg "github.com/miekg/dns"
+)
+
+const (
+	// askTimeout bounds one attempt to get an answer from one resolver.
+	askTimeout = 2 * time.Second
+	// resendAfter is when a UDP query goes out again: the first may have been
+	// lost.
+	resendAfter = askTimeout / 2
+	// avoidFor is how long a resolver that did not answer is asked last.
+	avoidFor = 30 * time.Second
+	// maxForwards bounds the queries that wait for other resolvers at a time.
+	maxForwards = 512
+)
+
+var (
+	errNoForwarder = errors.New("no resolver to forward to")
+	errBusy        = errors.New("too many queries wait for other resolvers")
+)
+
+// forwarder asks other resolvers.
+type forwarder struct {
+	fixed []netip.AddrPort
+	path  string
+	// ours says whether an address is one that we answer at ourselves.
+	ours  func(netip.AddrPort) bool
+	slots chan struct{}
+
+	mu      sync.Mutex // guards following
+	read    fileID
+	servers []netip.AddrPort
+	avoid   map[netip.AddrPort]time.Time
+}
+
+// fileID changes when a file does.
+type fileID struct {
+	mtime time.Time
+	size  int64
+}
+
+func newForwarder(cfg Config, ours func(netip.AddrPort) bool) (*forwarder, error) {
+	f := &forwarder{
+		path:  cfg.ResolvConf,
+		ours:  ours,
+		slots: make(chan struct{}, maxForwards),
+		avoid: map[netip.AddrPort]time.Time{},
+	}
+	for _, s := range cfg.Forwarders {
+		ap, err := parseForwarder(s)
+		if err != nil {
+			return nil, err
+		}
+		f.fixed = append(f.fixed, ap)
+	}
+	return f, nil
+}
+
+// configured reports whether queries are forwarded at all.
+func (f *forwarder) configured() bool { return len(f.fixed) > 0 || f.path != "" }
+
+// ask returns the answer of the first resolver that gives one, with req's id. An
+// answer that is itself a failure is returned only if no resolver has a better
+// one.
+func (f *forwarder) ask(ctx context.Context, req *miekg.Msg) (*miekg.Msg, error) {
+	select {
+	case f.slots <- struct{}{}:
+		defer func() { <-f.slots }()
+	default:
+		return nil, errBusy
+	}
+	servers, err := f.order(time.Now())
+	if err != nil {
+		return nil, err
+	}
+	var poor *miekg.Msg
+	var errs []error
+	for _, server := range servers {
+		m, err := exchange(ctx, server, upstream(req))
+		f.note(server, err)
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case err != nil:
+			errs = append(errs, err)
+		case useful(m.Rcode):
+			return downstream(m, req), nil
+		case poor == nil:
+			poor = m
+		}
+	}
+	if poor != nil {
+		return downstream(poor, req), nil
+	}
+	return nil, errors.Join(errs...)
+}
+
+func useful(rcode int) bool {
+	return rcode == miekg.RcodeSuccess || rcode == miekg.RcodeNameError
+}
+
+// order lists the resolvers to ask, those that failed lately last.
+func (f *forwarder) order(now time.Time) ([]netip.AddrPort, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := f.fixed
+	if len(all) == 0 && f.path != "" {
+		if err := f.reload(); err != nil {
+			return nil, err
+		}
+		all = f.servers
+	}
+	good := make([]netip.AddrPort, 0, len(all))
+	var bad []netip.AddrPort
+	for _, s := range all {
+		switch {
+		case f.ours(s):
+		case f.avoid[s].After(now):
+			bad = append(bad, s)
+		default:
+			good = append(good, s)
+		}
+	}
+	good = append(good, bad...)
+	if len(good) == 0 {
+		return nil, errNoForwarder
+	}
+	return good, nil
+}
+
+func (f *forwarder) note(server netip.AddrPort, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err != nil {
+		f.avoid[server] = time.Now().Add(avoidFor)
+	} else if len(f.avoid) > 0 {
+		delete(f.avoid, server)
+	}
+}
+
+// reload reads resolv.conf if it is not the one read last. The caller holds mu.
+func (f *forwarder) reload() error {
+	st, err := os.Stat(f.path)
+	if err != nil {
+		return fmt.Errorf("read resolvers: %w", err)
+	}
+	id := fileID{mtime: st.ModTime(), size: st.Size()}
+	if id == f.read {
+		return nil
+	}
+	file, err := os.Open(f.path)
+	if err != nil {
+		return fmt.Errorf("read resolvers: %w", err)
+	}
+	defer file.Close()
+	servers, err := parseResolvConf(file)
+	if err != nil {
+		return fmt.Errorf("read resolvers from %s: %w", f.path, err)
+	}
+	f.servers, f.read = servers, id
+	clear(f.avoid)
+	return nil
+}
+
+// parseResolvConf returns the name servers of a resolv.conf(5). Lines that it
+// cannot read are left out, as the C library does.
+func parseResolvConf(r io.Reader) ([]netip.AddrPort, error) {
+	var servers []netip.AddrPort
+	lines := bufio.NewScanner(io.LimitReader(r, 1<<20))
+	for lines.Scan() {
+		f := strings.Fields(lines.Text())
+		if len(f) < 2 || f[0] != "nameserver" {
+			continue
+		}
+		if a, err := netip.ParseAddr(f[1]); err == nil {
+			servers = append(servers, netip.AddrPortFrom(a.Unmap(), 53))
+		}
+	}
+	return servers, lines.Err()
+}
+
+// upstream is the query that asks what req asks.
+func upstream(req *miekg.Msg) *miekg.Msg {
+	m := &miekg.Msg{MsgHdr: miekg.MsgHdr{
+		Id:                miekg.Id(),
+		RecursionDesired:  req.RecursionDesired,
+		CheckingDisabled:  req.CheckingDisabled,
+		AuthenticatedData: req.AuthenticatedData,
+	}}
+	m.Question = append(m.Question, req.Question[0])
+	if opt := req.IsEdns0(); opt != nil {
+		m.SetEdns0(ourUDPSize, opt.Do())
+	}
+	return m
+}
+
+// downstream makes a resolver's reply ours: the asker's id and spelling, and no
+// OPT record, which speaks of the other hop.
+func downstream(m, req *miekg.Msg) *miekg.Msg {
+	m.Id = req.Id
+	m.Question = req.Question
+	m.Authoritative = false
+	extra := m.Extra[:0]
+	for _, rr := range m.Extra {
+		if rr.Header().Rrtype != miekg.TypeOPT {
+			extra = append(extra, rr)
+		}
+	}
+	m.Extra = extra
+	return m
+}
+
+// exchange asks one resolver over UDP, and over TCP if the reply was cut.
+func exchange(ctx context.Context, server netip.AddrPort, q *miekg.Msg) (*miekg.Msg, error) {
+	m, err := exchangeOver(ctx, "udp", server, q)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", server, err)
+	}
+	if !m.Truncated {
+		return m, nil
+	}
+	whole, err := exchangeOver(ctx, "tcp", server, q)
+	if err != nil {
+		return m, nil // what there is of it, TC set
+	}
+	return whole, nil
+}
+
+func exchangeOver(ctx context.Context, network string, server netip.AddrPort, q *miekg.Msg) (*miekg.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, network, server.String())
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	// Closing is what ends a read when ctx does.
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	c := &miekg.Conn{Conn: conn, UDPSize: ourUDPSize}
+	if err := c.WriteMsg(q); err != nil {
+		return nil, err
+	}
+	if network == "udp" {
+		resend := time.AfterFunc(resendAfter, func() { c.WriteMsg(q) })
+		defer resend.Stop()
+	}
+	for {
+		m, err := c.ReadMsg()
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case err != nil && network == "tcp":
+			return nil, err
+		case err != nil:
+			var op *net.OpError
+			if errors.As(err, &op) {
+				return nil, err
+			}
+			// Not a DNS message, so not the reply.
+		case answers(m, q):
+			return m, nil
+		case network == "tcp":
+			return nil, errors.New("the reply is to another query")
+		}
+	}
+}
+
+// answers reports whether m is a reply to q and not somebody's guess at one.
+func answers(m, q *miekg.Msg) bool {
+	if !m.Response || m.Id != q.Id || m.Opcode != q.Opcode {
+		return false
+	}
+	if len(m.Question) == 0 {
+		return m.Rcode != miekg.RcodeSuccess // refusals may leave it out
+	}
+	a, b := m.Question[0], q.Question[0]
+	return len(m.Question) == 1 && a.Qtype == b.Qtype && a.Qclass == b.Qclass && strings.EqualFold(a.Name, b.Name)
+}

@@ -1,0 +1,199 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	miekg "github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxConns bounds the TCP connections of one listener: workloads must not
+	// use up the agent's file descriptors.
+	maxConns = 256
+	// portTries is how often a port that is free for TCP is tried for UDP, too.
+	portTries = 16
+	// qrBit of a header marks a reply.
+	qrBit = 1 << 15
+)
+
+// listener is one address with its two sockets.
+type listener struct {
+	addr   netip.AddrPort
+	ctx    context.Context // ends when the listener is told to stop
+	cancel context.CancelFunc
+	udp    *miekg.Server
+	tcp    *miekg.Server
+	failed chan error     // a socket's end that nobody asked for
+	socks  sync.WaitGroup // the goroutines that read from the sockets
+	owner  sync.WaitGroup // those that look after the listener
+	once   sync.Once
+}
+
+// open starts listening. With free, the address need not be usable yet: that of
+// a new bridge takes a second to be.
+func (s *Server) open(ctx context.Context, addr string, free bool) (*listener, error) {
+	pc, ln, err := bind(ctx, addr, free)
+	if err != nil {
+		return nil, bindError(addr, err)
+	}
+	l := &listener{addr: addrPort(pc.LocalAddr()), failed: make(chan error, 2)}
+	l.ctx, l.cancel = context.WithCancel(ctx)
+	handler := miekg.HandlerFunc(func(w miekg.ResponseWriter, req *miekg.Msg) { s.serve(l.ctx, w, req) })
+	l.udp = &miekg.Server{PacketConn: pc, Handler: handler, MsgAcceptFunc: accept, UDPSize: miekg.DefaultMsgSize}
+	l.tcp = &miekg.Server{Listener: &limited{Listener: ln, max: maxConns}, Handler: handler, MsgAcceptFunc: accept}
+	for _, srv := range []*miekg.Server{l.udp, l.tcp} {
+		started := make(chan struct{})
+		srv.NotifyStartedFunc = func() { close(started) }
+		ended := make(chan struct{})
+		l.socks.Go(func() {
+			defer close(ended)
+			if err := srv.ActivateAndServe(); err != nil {
+				l.failed <- fmt.Errorf("answer DNS on %s: %w", addr, err)
+			}
+		})
+		// Shutdown does nothing to a server that has not started.
+		select {
+		case <-started:
+		case <-ended:
+		}
+	}
+	return l, nil
+}
+
+// wait returns nil when ctx ends, or why the listener died before.
+func (l *listener) wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-l.failed:
+		return err
+	}
+}
+
+// close ends both sockets and the queries in hand, and waits for them.
+func (l *listener) close() {
+	l.once.Do(func() {
+		l.cancel()
+		// The errors say only that a socket has already gone.
+		_ = l.udp.Shutdown()
+		_ = l.tcp.Shutdown()
+	})
+	l.socks.Wait()
+}
+
+// stop is close, waiting also for who looks after the listener.
+func (l *listener) stop() {
+	l.close()
+	l.owner.Wait()
+}
+
+// bind opens an address for UDP and TCP, at one port.
+func bind(ctx context.Context, addr string, free bool) (net.PacketConn, net.Listener, error) {
+	var lc net.ListenConfig
+	if free {
+		lc.Control = freebind
+	}
+	for try := 1; ; try++ {
+		ln, err := lc.Listen(ctx, "tcp", addr)
+		if err != nil {
+			return nil, nil, err
+		}
+		port := addrPort(ln.Addr()).Port()
+		host, asked, err := net.SplitHostPort(addr)
+		if err != nil {
+			ln.Close()
+			return nil, nil, err
+		}
+		pc, err := lc.ListenPacket(ctx, "udp", net.JoinHostPort(host, fmt.Sprint(port)))
+		if err == nil {
+			return pc, ln, nil
+		}
+		ln.Close()
+		if asked != "0" || try == portTries || !errors.Is(err, unix.EADDRINUSE) {
+			return nil, nil, err
+		}
+	}
+}
+
+func freebind(network, _ string, c syscall.RawConn) error {
+	var err error // of set, which runs within Control
+	set := func(fd uintptr) {
+		if network == "udp6" || network == "tcp6" {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
+		} else {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
+		}
+	}
+	if failed := c.Control(set); failed != nil {
+		return failed
+	}
+	return err
+}
+
+// bindError says what to do about an address that cannot be listened on.
+func bindError(addr string, err error) error {
+	fix := ""
+	_, port, _ := net.SplitHostPort(addr)
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		fix = fmt.Sprintf("; another program has port %s of this address or of all addresses ('ss -lnptu sport = :%s' shows which): stop it or make it listen on its own addresses only", port, port)
+	case errors.Is(err, unix.EACCES):
+		fix = fmt.Sprintf("; port %s needs root or the capability CAP_NET_BIND_SERVICE", port)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		fix = "; no interface of this host has this address"
+	}
+	return fmt.Errorf("listen for DNS on %s: %w%s", addr, err, fix)
+}
+
+// accept looks at a message's header before anything else of it is read.
+func accept(h miekg.Header) miekg.MsgAcceptAction {
+	switch {
+	case h.Bits&qrBit != 0:
+		return miekg.MsgIgnore // answering replies makes loops
+	case h.Bits>>11&0xF != miekg.OpcodeQuery:
+		return miekg.MsgRejectNotImplemented
+	case h.Qdcount != 1 || h.Ancount > 0 || h.Nscount > 0:
+		return miekg.MsgReject
+	}
+	return miekg.MsgAccept
+}
+
+// limited is a TCP listener that hangs up on connections beyond max.
+type limited struct {
+	net.Listener
+	max  int32
+	open atomic.Int32
+}
+
+func (l *limited) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if l.open.Add(1) <= l.max {
+			return &counted{Conn: c, open: &l.open}, nil
+		}
+		l.open.Add(-1)
+		c.Close()
+	}
+}
+
+type counted struct {
+	net.Conn
+	open *atomic.Int32
+	once sync.Once
+}
+
+func (c *counted) Close() error {
+	c.once.Do(func() { c.open.Add(-1) })
+	return c.Conn.Close()
+}
