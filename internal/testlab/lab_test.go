@@ -84,7 +84,7 @@ func TestDoRunsInside(t *testing.T) {
 }
 
 func TestLinkSwitchPartition(t *testing.T) {
-	Require(t, Tool("ping"))
+	Require(t, Tool("busybox"), Tool("nft"))
 	lab := New(t)
 	a, b, c := lab.Host("a"), lab.Host("b"), lab.Host("c")
 	cable := lab.Link(a, b, "10.1.0.0/24", "fd01::/64")
@@ -92,7 +92,7 @@ func TestLinkSwitchPartition(t *testing.T) {
 	lan.Join(a, b, c)
 
 	ping := func(from *Host, to string) error {
-		_, err := from.Try("ping", "-n", "-c1", "-W1", to)
+		_, err := from.Try("busybox", "ping", "-c1", "-W1", to)
 		return err
 	}
 	reach := func(from *Host, to string, want bool) {

@@ -6,7 +6,7 @@ import (
 )
 
 func TestStories(t *testing.T) {
-	Require(t, Root, Tool("ping"), Tool("nft"))
+	Require(t, Root, Tool("busybox"), Tool("nft"))
 	greet := func(s *Story, neg bool, args []string) error {
 		if neg || len(args) != 1 {
 			return errors.New("usage: greet HOST")
