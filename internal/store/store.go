@@ -1,0 +1,202 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/state"
+)
+
+// compactEvery is how often old revisions are dropped, and how old they are then
+// at least.
+const compactEvery = 30 * time.Second
+
+// Applier is what the store changes: the server's state. Only the store's one
+// follower calls it, with revisions that rise.
+type Applier interface {
+	// Apply publishes the changes of one revision; none for a revision that
+	// changed no record.
+	Apply(rev model.Index, changes []state.Change)
+	// Reset replaces everything by the content as of rev.
+	Reset(rev model.Index, records []state.Change)
+}
+
+var _ Applier = (*state.State)(nil)
+
+// Config says where a store keeps its data and what it is called.
+type Config struct {
+	// Dir is the data directory, used by one process at a time. Empty means a
+	// temporary one without fsync that goes with the store.
+	Dir string
+	// Name is the server's, unique in the cluster and the same after a restart.
+	Name string
+	Log  *slog.Logger
+}
+
+// Store is the replicated log of one server.
+type Store struct {
+	cfg   Config
+	state Applier
+	queue *queue
+	stats counters
+	gen   atomic.Pointer[generation]
+	// up closes when running is set, ended when Run has returned.
+	up, ended chan struct{}
+	running   atomic.Pointer[running]
+
+	compactEvery time.Duration
+	// prepare changes the parts of a running store before they are used; tests
+	// set it.
+	prepare func(*running)
+}
+
+// running is what exists while the store runs.
+type running struct {
+	server *server
+	cli    *clientv3.Client
+	commit *committer
+	follow *follower
+}
+
+// New returns a store that will keep st up to date. It starts nothing.
+func New(cfg Config, st Applier) *Store {
+	return &Store{
+		cfg: cfg, state: st, queue: newQueue(), compactEvery: compactEvery,
+		up: make(chan struct{}), ended: make(chan struct{}),
+	}
+}
+
+// Run claims the data directory, starts etcd, loads state, calls ready and then
+// commits and follows until ctx ends (nil) or etcd fails. ErrLocked and ErrDir
+// say what is wrong with the directory. A store runs once.
+func (s *Store) Run(ctx context.Context, ready func()) (err error) {
+	defer close(s.ended)
+	defer s.queue.close()
+	dir, err := openDir(s.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.release()) }()
+	srv, err := startServer(ctx, dir.dir, s.cfg.Name, s.cfg.Dir != "", s.cfg.Log)
+	if err != nil {
+		return orStopped(ctx, err)
+	}
+	defer srv.Close()
+	cli := v3client.New(srv.Server)
+	defer cli.Close()
+
+	r := &running{server: srv, cli: cli}
+	r.commit = newCommitter(s.queue, cli.KV, s.cfg.Name, &s.gen, &s.stats)
+	r.follow = &follower{cli: cli, state: s.state, log: s.cfg.Log, gen: &s.gen, stats: &s.stats}
+	if s.prepare != nil {
+		s.prepare(r)
+	}
+	if err := r.follow.load(ctx); err != nil {
+		return orStopped(ctx, fmt.Errorf("load state: %w", err))
+	}
+	if err := r.commit.load(ctx); err != nil {
+		return orStopped(ctx, err)
+	}
+	s.running.Store(r)
+	defer s.running.Store(nil)
+	close(s.up)
+	ready()
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.commit.loop(ctx) })
+	g.Go(func() error { return r.follow.loop(ctx) })
+	g.Go(func() error { return s.compact(ctx, r) })
+	g.Go(func() error { return srv.watchOver(ctx) })
+	return g.Wait()
+}
+
+// orStopped is nil if ctx has ended, which is no error of the store's, else err.
+func orStopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// Commit writes t if its compares hold. It returns when the outcome is known: OK
+// false is a refusal, an error that is not ErrUnknownOutcome means that nothing
+// was written. Transactions that wait together are committed together. Before
+// Run is ready Commit waits.
+func (s *Store) Commit(ctx context.Context, t Txn) (Result, error) {
+	if err := t.check(); err != nil {
+		return Result{}, err
+	}
+	if t.writes() {
+		return s.queue.do(ctx, t)
+	}
+	r, err := s.run(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	return r.commit.compareOnly(ctx, &t)
+}
+
+// ReadIndex returns an index that every write confirmed before the call has; a
+// snapshot that reaches it answers a consistent read. It fails with ErrNoLeader
+// when the servers cannot tell.
+func (s *Store) ReadIndex(ctx context.Context) (model.Index, error) {
+	r, err := s.run(ctx)
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, outcomeLimit)
+	defer cancel()
+	resp, err := r.cli.Get(ctx, pointerKey, clientv3.WithCountOnly())
+	if err != nil {
+		return 0, readError(ctx, err)
+	}
+	return model.Index(resp.Header.Revision), nil
+}
+
+// run waits until the store is ready.
+func (s *Store) run(ctx context.Context) (*running, error) {
+	select {
+	case <-s.up:
+	case <-s.ended:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if r := s.running.Load(); r != nil {
+		return r, nil
+	}
+	return nil, ErrClosed
+}
+
+// compact drops old revisions now and then: those behind what state showed and
+// what was settled one interval ago, which leaves other servers that long to
+// catch up.
+func (s *Store) compact(ctx context.Context, r *running) error {
+	tick := time.NewTicker(s.compactEvery)
+	defer tick.Stop()
+	var done, next int64
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if next > done {
+			if _, err := r.cli.Compact(ctx, next); err != nil && ctx.Err() == nil {
+				s.cfg.Log.Warn("compaction failed", "index", next, "error", err)
+			} else {
+				s.stats.compactions.Add(1)
+				done = next
+			}
+		}
+		next = min(r.follow.applied.Load(), r.commit.settled.Load())
+	}
+}
