@@ -19,10 +19,13 @@ type Veth struct {
 	Addrs []netip.Addr
 }
 
+// unspecified4 is what unused places for IPv4 addresses hold.
+var unspecified4 = netip.IPv4Unspecified()
+
 // check returns the veth in its canonical form, IPv4 addresses first, each family in the order given.
 func (v Veth) check() (Veth, error) {
-	if v.IfIndex <= 0 || v.Network == 0 {
-		return v, fmt.Errorf("%w: veth ifindex=%d network=%d: both are needed", ErrInvalid, v.IfIndex, v.Network)
+	if v.IfIndex <= 0 || v.Network == 0 || v.MAC == [6]byte{} {
+		return v, fmt.Errorf("%w: veth ifindex=%d network=%d mac=%x: all three are needed", ErrInvalid, v.IfIndex, v.Network, v.MAC)
 	}
 	var v4, v6 []netip.Addr
 	for _, a := range v.Addrs {
