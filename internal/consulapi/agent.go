@@ -21,7 +21,7 @@ const WarningHeader = "X-Fairlead-Warning"
 
 // agentServices lists this node's services by id, as they were registered.
 func (h *handler) agentServices(c *call) (answer, error) {
-	f, err := newFilter[agentServiceShape](c)
+	f, err := newFilter(c, agentServiceShape{})
 	if err != nil {
 		return answer{}, err
 	}
@@ -165,7 +165,7 @@ func (h *handler) agentServiceDeregister(c *call) (answer, error) {
 
 // agentChecks lists this node's checks by id with their newest output.
 func (h *handler) agentChecks(c *call) (answer, error) {
-	f, err := newFilter[checkShape](c)
+	f, err := newFilter(c, checkShape{})
 	if err != nil {
 		return answer{}, err
 	}
@@ -253,7 +253,7 @@ const (
 
 // agentMembers lists the nodes that run an agent.
 func (h *handler) agentMembers(c *call) (answer, error) {
-	f, err := newFilter[memberShape](c)
+	f, err := newFilter(c, memberShape{})
 	if err != nil {
 		return answer{}, err
 	}

@@ -1,6 +1,7 @@
 package consulapi
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/fairlead-net/fairlead/internal/model"
@@ -13,7 +14,7 @@ func (h *handler) catalogDatacenters(*call) (answer, error) {
 }
 
 func (h *handler) catalogNodes(c *call) (answer, error) {
-	f, err := newFilter[nodeShape](c)
+	f, err := newFilter(c, nodeShape{})
 	if err != nil {
 		return answer{}, err
 	}
@@ -37,7 +38,7 @@ func (h *handler) catalogNode(c *call) (answer, error) {
 	if c.rest == "" {
 		return answer{}, badRequest("Missing node name")
 	}
-	f, err := newFilter[serviceShape](c)
+	f, err := newFilter(c, serviceShape{})
 	if err != nil {
 		return answer{}, err
 	}
@@ -69,7 +70,7 @@ func (h *handler) catalogNode(c *call) (answer, error) {
 // catalogServices lists names and tags. Without a filter its index moves with
 // names and tags only, not with health.
 func (h *handler) catalogServices(c *call) (answer, error) {
-	f, err := newFilter[catalogShape](c)
+	f, err := newFilter(c, catalogShape{})
 	if err != nil {
 		return answer{}, err
 	}
@@ -99,10 +100,10 @@ func (h *handler) catalogServices(c *call) (answer, error) {
 	return value(v), err
 }
 
-// tagsOf is the union of the tags of the members that pass, sorted by first
-// appearance, and whether any passes.
+// tagsOf is the sorted union of the tags of the members that pass, and whether
+// any passes.
 func (h *handler) tagsOf(svc *state.Service, f *filter[catalogShape], want map[string]string) ([]string, bool, error) {
-	tags, seen, found := []string{}, map[string]bool{}, false
+	tags, found := []string{}, false
 	for _, m := range svc.Members {
 		if !memberHasMeta(m, want) {
 			continue
@@ -115,21 +116,17 @@ func (h *handler) tagsOf(svc *state.Service, f *filter[catalogShape], want map[s
 			continue
 		}
 		found = true
-		for _, t := range m.Instance.Tags {
-			if !seen[t] {
-				seen[t] = true
-				tags = append(tags, t)
-			}
-		}
+		tags = append(tags, m.Instance.Tags...)
 	}
-	return tags, found, nil
+	slices.Sort(tags)
+	return slices.Compact(tags), found, nil
 }
 
 func (h *handler) catalogService(c *call) (answer, error) {
 	if c.rest == "" {
 		return answer{}, badRequest("Missing service name")
 	}
-	f, err := newFilter[catalogShape](c)
+	f, err := newFilter(c, catalogShape{})
 	if err != nil {
 		return answer{}, err
 	}

@@ -127,6 +127,10 @@ func (c *connectBody) UnmarshalJSON(b []byte) error { return decodeFields(b, c) 
 func decodeFields(b []byte, out any) error {
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(b, &raw); err != nil {
+		var te *json.UnmarshalTypeError
+		if errors.As(err, &te) {
+			return fmt.Errorf("json: cannot unmarshal %s into an object", te.Value)
+		}
 		return err
 	}
 	v := reflect.ValueOf(out).Elem()
@@ -172,11 +176,14 @@ func (h *handler) decodeBody(c *call, out any) error {
 	if errors.As(err, &big) {
 		return err
 	}
-	if err == nil && len(bytes.TrimSpace(b)) == 0 {
-		err = io.EOF
-	}
 	if err == nil {
-		err = json.Unmarshal(b, out)
+		// A decoder, because its errors for bodies that end too early (EOF,
+		// unexpected EOF) are the ones that Consul answers with.
+		dec := json.NewDecoder(bytes.NewReader(b))
+		err = dec.Decode(out)
+		if _, more := dec.Token(); err == nil && !errors.Is(more, io.EOF) {
+			err = errors.New("more than one JSON value")
+		}
 	}
 	if err != nil {
 		return badRequest("Request decode failed: %v", err)

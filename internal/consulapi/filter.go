@@ -14,9 +14,9 @@ const maxFilter = 8 << 10
 // pass.
 type filter[T any] struct{ eval *bexpr.Evaluator }
 
-// newFilter parses ?filter. The zero T is tried at once, so that a selector which
-// does not exist is an error even while there is nothing to select from.
-func newFilter[T any](c *call) (*filter[T], error) {
+// newFilter parses ?filter. It is tried on the sample at once, so that a selector
+// which does not exist is an error even while there is nothing to select from.
+func newFilter[T any](c *call, sample T) (*filter[T], error) {
 	expr := c.params.Get("filter")
 	if expr == "" {
 		return nil, nil
@@ -25,15 +25,13 @@ func newFilter[T any](c *call) (*filter[T], error) {
 		return nil, badRequest("Filter too long(%d bytes), max size: %d bytes.", len(expr), maxFilter)
 	}
 	eval, err := bexpr.CreateEvaluator(spread(expr), bexpr.WithMaxExpressions(200_000))
+	if err == nil {
+		_, err = eval.Evaluate(sample)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("Failed to create boolean expression evaluator: %w", err) //nolint:staticcheck // clients know the text
 	}
-	f := &filter[T]{eval}
-	var zero T
-	if _, err := f.match(zero); err != nil {
-		return nil, err
-	}
-	return f, nil
+	return &filter[T]{eval}, nil
 }
 
 func (f *filter[T]) match(v T) (bool, error) {

@@ -9,7 +9,7 @@ func (h *handler) healthService(c *call) (answer, error) {
 	if c.rest == "" {
 		return answer{}, badRequest("Missing service name")
 	}
-	f, err := newFilter[entryShape](c)
+	f, err := newFilter(c, entryShape{Checks: make([]checkShape, 1)})
 	if err != nil {
 		return answer{}, err
 	}
@@ -69,7 +69,7 @@ func (h *handler) healthState(c *call) (answer, error) {
 
 // checks answers with the checks that get finds, filtered.
 func (h *handler) checks(c *call, find func(*state.Snapshot) ([]*model.Check, state.Mark)) (answer, error) {
-	f, err := newFilter[checkShape](c)
+	f, err := newFilter(c, checkShape{})
 	if err != nil {
 		return answer{}, err
 	}

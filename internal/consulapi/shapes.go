@@ -9,8 +9,8 @@ import (
 )
 
 // The types below are the answers' shapes. Names and order of their fields are
-// the API's; filters select by the same names. They have no pointers, so that
-// their zero value can check a filter.
+// the API's; filters select by the same names. They have no pointers in
+// fields that filters select by, so that a zero value can check a filter.
 
 type nodeShape struct {
 	ID              string

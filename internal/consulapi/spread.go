@@ -2,13 +2,14 @@ package consulapi
 
 import (
 	"strings"
+	"unicode"
 
 	"github.com/hashicorp/go-bexpr/grammar"
 )
 
 // spread rewrites selectors that reach through the list of checks, such as
 // Checks.Status == "critical", to the form that this version of bexpr knows:
-// any Checks as c { c.Status == "critical" }. Consul's filters have always
+// (any Checks as c { c.Status == "critical" }). Consul's filters have always
 // meant "for any element" by the first. What cannot be parsed or written is
 // returned as it was.
 func spread(expr string) string {
@@ -67,21 +68,20 @@ func writeExpr(b *strings.Builder, e grammar.Expression) bool {
 
 func writeMatch(b *strings.Builder, e *grammar.MatchExpression) bool {
 	path, end := e.Selector.Path, ""
-	if len(path) > 1 && path[0] == "Checks" {
-		b.WriteString("any Checks as c { ")
-		path, end = append([]string{"c"}, path[1:]...), " }"
+	if len(path) == 0 {
+		return false
 	}
-	for i, p := range path {
-		switch {
-		case i == 0:
-			b.WriteString(p)
-		default:
-			q, ok := quote(p)
-			if !ok {
-				return false
-			}
-			b.WriteString("[" + q + "]")
+	if len(path) > 1 && path[0] == "Checks" {
+		b.WriteString("(any Checks as c { ")
+		path, end = append([]string{"c"}, path[1:]...), " })"
+	}
+	b.WriteString(path[0])
+	for _, p := range path[1:] {
+		q, ok := quote(p)
+		if !ok {
+			return false
 		}
+		b.WriteString("[" + q + "]")
 	}
 	if op, ok := unaryOps[e.Operator]; ok {
 		b.WriteString(" " + op + end)
@@ -100,9 +100,9 @@ func writeMatch(b *strings.Builder, e *grammar.MatchExpression) bool {
 // both kinds of quotes.
 func quote(s string) (string, bool) {
 	switch {
-	case !strings.ContainsAny(s, "\"\\"):
+	case !strings.ContainsAny(s, "\"\\") && !strings.ContainsFunc(s, unicode.IsControl):
 		return `"` + s + `"`, true
-	case !strings.Contains(s, "`"):
+	case !strings.ContainsAny(s, "`\r"):
 		return "`" + s + "`", true
 	}
 	return "", false
