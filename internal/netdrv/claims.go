@@ -1,0 +1,88 @@
+package netdrv
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead-net/fairlead/internal/ipam"
+)
+
+// Claims lists the address ranges that the host uses without us: the prefixes of
+// its addresses and of its routes in every table, but default routes,
+// link-local, loopback and multicast ones and our own. A range that is both an
+// address's and a route's is listed once. VIP pools are not in it.
+func (h *Host) Claims(ctx context.Context) ([]ipam.Claim, error) {
+	if err := live(ctx, "list what the host uses"); err != nil {
+		return nil, err
+	}
+	links, err := h.nl.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	names, mine := map[int]string{}, map[int]bool{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+		mine[l.Attrs().Index] = ours(l)
+	}
+	var claims []ipam.Claim
+	seen := map[netip.Prefix]bool{}
+	add := func(p netip.Prefix, who string) {
+		if p = p.Masked(); claimable(p) && !seen[p] {
+			seen[p] = true
+			claims = append(claims, ipam.Claim{Prefix: p, Who: who})
+		}
+	}
+	addrs, err := h.nl.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if p, ok := prefixOf(a.IPNet); ok && !mine[a.LinkIndex] {
+			add(p, fmt.Sprintf("address %s on %s", p, names[a.LinkIndex]))
+		}
+	}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		// A table filter without a table means every table.
+		routes, err := h.nl.RouteListFiltered(family, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+		for _, r := range routes {
+			p, ok := prefixOf(r.Dst)
+			if ok && r.Table != unix.RT_TABLE_LOCAL && r.Protocol != routeProtocol && !mine[r.LinkIndex] {
+				add(p, describeRoute(p, r, names))
+			}
+		}
+	}
+	return claims, nil
+}
+
+func claimable(p netip.Prefix) bool {
+	a := p.Addr()
+	return p.Bits() > 0 && !a.IsLoopback() && !a.IsMulticast() && !a.IsLinkLocalUnicast()
+}
+
+// describeRoute is the route as `ip route` shows it, shortened.
+func describeRoute(p netip.Prefix, r netlink.Route, names map[int]string) string {
+	var b strings.Builder
+	b.WriteString("route ")
+	if kind, ok := map[int]string{unix.RTN_BLACKHOLE: "blackhole ", unix.RTN_UNREACHABLE: "unreachable ", unix.RTN_PROHIBIT: "prohibit "}[r.Type]; ok {
+		b.WriteString(kind)
+	}
+	b.WriteString(p.String())
+	if r.Gw != nil {
+		fmt.Fprintf(&b, " via %s", r.Gw)
+	}
+	if name := names[r.LinkIndex]; name != "" {
+		fmt.Fprintf(&b, " dev %s", name)
+	}
+	if r.Table != unix.RT_TABLE_MAIN {
+		fmt.Fprintf(&b, " table %d", r.Table)
+	}
+	return b.String()
+}

@@ -1,0 +1,77 @@
+package netdrv
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// routeProtocol marks the routes that are ours.
+const routeProtocol = 0xFA
+
+// ensureVIPRoutes makes the kernel answer at once to whoever sends to a VIP
+// without having been balanced.
+func (h *Host) ensureVIPRoutes() error {
+	for _, p := range h.cfg.VIPPools {
+		r := vipRoute(p)
+		err := h.nl.RouteAdd(r)
+		if errors.Is(err, unix.EEXIST) {
+			err = h.checkVIPRoute(p)
+		}
+		if err != nil {
+			return fmt.Errorf("add route unreachable %s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+func vipRoute(p netip.Prefix) *netlink.Route {
+	r := &netlink.Route{Dst: ipNet(p.Masked()), Type: unix.RTN_UNREACHABLE, Protocol: routeProtocol, Table: unix.RT_TABLE_MAIN}
+	return r
+}
+
+// checkVIPRoute looks whether the route that is there already is ours.
+func (h *Host) checkVIPRoute(p netip.Prefix) error {
+	mine, err := h.ourRoutes()
+	if err != nil {
+		return err
+	}
+	for _, r := range mine {
+		if have, ok := prefixOf(r.Dst); ok && have == p.Masked() {
+			return nil
+		}
+	}
+	return ErrRouteClash
+}
+
+// ourRoutes are the routes of our protocol number, in any table.
+func (h *Host) ourRoutes() ([]netlink.Route, error) {
+	var all []netlink.Route
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := h.nl.RouteListFiltered(family, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+		all = append(all, routes...)
+	}
+	return all, nil
+}
+
+// forgetFlows drops what conntrack knows of UDP flows to the given ports of the
+// host: a caller that never pauses would be sent to where the port led before.
+func (h *Host) forgetFlows(ports []uint16) error {
+	var errs []error
+	for _, port := range ports {
+		filter := &netlink.ConntrackFilter{}
+		errs = append(errs, filter.AddProtocol(unix.IPPROTO_UDP), filter.AddPort(netlink.ConntrackOrigDstPort, port))
+		for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+			if _, err := h.nl.ConntrackDeleteFilters(netlink.ConntrackTable, family, filter); err != nil {
+				errs = append(errs, fmt.Errorf("forget UDP flows to port %d: %w", port, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
