@@ -1,6 +1,7 @@
 package testlab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -85,7 +87,9 @@ func Snapshot() ([]string, error) {
 		return nil, err
 	}
 	facts, err := networkFacts(func(args []string) (string, error) {
-		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
 		return string(out), err
 	})
 	if err != nil {

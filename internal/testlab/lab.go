@@ -54,7 +54,10 @@ func newLab(tb testing.TB) (*Lab, error) {
 		return nil, err
 	}
 	l := &Lab{tb: tb, cwd: cwd, cgroupRoot: root, hosts: map[string]*Host{}}
-	return l, l.claim()
+	if err := l.claim(); err != nil {
+		return nil, err
+	}
+	return l, nil
 }
 
 // Host adds a host to the lab. See Host for what it consists of.
@@ -116,7 +119,7 @@ func (l *Lab) remove() error {
 		for _, n := range h.spaces {
 			errs = append(errs, n.close())
 		}
-		errs = append(errs, removeCgroup(h.cgroup), h.NS.close(), closeFile(h.mnt), closeFile(h.uts))
+		errs = append(errs, removeCgroup(h.cgroup), h.close(), closeFile(h.mnt), closeFile(h.uts))
 	}
 	if l.wires != nil {
 		errs = append(errs, l.wires.close())

@@ -1,6 +1,7 @@
 package testlab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -61,34 +62,43 @@ func (n *NS) Try(args ...string) (string, error) {
 // Run runs a command in the host to its end. Processes that the command leaves behind are not waited for.
 func (n *NS) Run(c Cmd) (stdout, stderr string, err error) {
 	// Files and not pipes: a pipe would stay open as long as any child that the command leaves behind.
-	files := [2]*os.File{}
-	for i := range files {
-		f, err := os.CreateTemp(n.host.dir, "out")
-		if err != nil {
-			return "", "", err
-		}
-		defer func() { _ = f.Close() }()
-		if err := os.Remove(f.Name()); err != nil {
-			return "", "", err
-		}
-		files[i] = f
-	}
-	cmd, err := n.fork(c, files[0], files[1])
+	outFile, err := n.scratch()
 	if err != nil {
 		return "", "", err
 	}
-	limit := time.AfterFunc(execLimit, func() { _ = cmd.Process.Kill() })
+	defer func() { _ = outFile.Close() }()
+	errFile, err := n.scratch()
+	if err != nil {
+		return "", "", err
+	}
+	defer func() { _ = errFile.Close() }()
+	ctx, cancel := context.WithTimeout(context.Background(), execLimit)
+	defer cancel()
+	cmd, err := n.fork(ctx, c, outFile, errFile)
+	if err != nil {
+		return "", "", err
+	}
 	err = cmd.Wait()
-	if !limit.Stop() && err != nil {
+	if ctx.Err() != nil {
 		err = fmt.Errorf("not done within %v and killed", execLimit)
 	}
-	var text [2]string
-	for i, f := range files {
-		data, readErr := io.ReadAll(io.NewSectionReader(f, 0, 1<<30))
-		text[i] = string(data)
-		err = errors.Join(err, readErr)
+	out, outErr := readAll(outFile)
+	text, textErr := readAll(errFile)
+	return out, text, errors.Join(err, outErr, textErr)
+}
+
+// scratch makes a file without a name.
+func (n *NS) scratch() (*os.File, error) {
+	f, err := os.CreateTemp(n.host.dir, "out")
+	if err != nil {
+		return nil, err
 	}
-	return text[0], text[1], err
+	return f, os.Remove(f.Name())
+}
+
+func readAll(f *os.File) (string, error) {
+	data, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<30))
+	return string(data), err
 }
 
 // Start starts a process in the host and fails the test when it cannot be started.
@@ -116,7 +126,7 @@ func (n *NS) start(c Cmd) (*Proc, error) {
 		return nil, err
 	}
 	defer func() { _ = out.Close() }() // the child has its own
-	cmd, err := n.fork(c, out, out)
+	cmd, err := n.fork(context.Background(), c, out, out)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +143,7 @@ func (n *NS) start(c Cmd) (*Proc, error) {
 
 // fork starts the command from the host's thread, whose namespaces it inherits: the process has no wrapper around it, and
 // its process id is the one of the program itself.
-func (n *NS) fork(c Cmd, stdout, stderr *os.File) (*exec.Cmd, error) {
+func (n *NS) fork(ctx context.Context, c Cmd, stdout, stderr *os.File) (*exec.Cmd, error) {
 	if len(c.Args) == 0 {
 		return nil, errors.New("no command")
 	}
@@ -146,7 +156,7 @@ func (n *NS) fork(c Cmd, stdout, stderr *os.File) (*exec.Cmd, error) {
 		return nil, fmt.Errorf("open control group: %w", err)
 	}
 	defer func() { _ = group.Close() }()
-	cmd := exec.Command(c.Args[0], c.Args[1:]...)
+	cmd := exec.CommandContext(ctx, c.Args[0], c.Args[1:]...)
 	if path, err := findProgram(c); err != nil {
 		return nil, err
 	} else if path != "" {

@@ -1,6 +1,7 @@
 package testlab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -149,7 +150,7 @@ func (w *Wire) join(h *Host) error {
 	if err := h.thread.run(func() error { return plug(end, w.lab.wires.net) }); err != nil {
 		return err
 	}
-	return w.lab.wires.thread.run(func() error {
+	err := w.lab.wires.thread.run(func() error {
 		br, err := netlink.LinkByName(w.bridge)
 		if err != nil {
 			return fmt.Errorf("find wire: %w", err)
@@ -164,15 +165,33 @@ func (w *Wire) join(h *Host) error {
 		if err := netlink.LinkSetUp(port); err != nil {
 			return fmt.Errorf("set port up: %w", err)
 		}
-		// The kernel notes the carrier a moment later, and drops until then.
-		return poll(5*time.Second, time.Millisecond, func() error {
-			port, err := netlink.LinkByName(end.port)
-			if err == nil && port.Attrs().OperState != netlink.OperUp {
-				err = fmt.Errorf("port is %v", port.Attrs().OperState)
-			}
-			return err
-		})
+		return waitUp(end.port)
 	})
+	if err != nil {
+		return err
+	}
+	return h.thread.run(func() error { return waitUp(end.Device) })
+}
+
+// waitUp waits until the kernel has noted the carrier, which it does a moment after the other end came up. Until then the
+// device drops what it is given, and a bridge does not forward to it.
+func waitUp(name string) error {
+	err := poll(5*time.Second, time.Millisecond, func() error {
+		dev, err := netlink.LinkByName(name)
+		if err == nil && dev.Attrs().OperState != netlink.OperUp {
+			err = fmt.Errorf("%s is %v", name, dev.Attrs().OperState)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	// The state is shown before the queue is opened, under one lock: taking it once more is to wait for the rest.
+	dev, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(dev)
 }
 
 // plug makes the host's device with its peer directly in the wires' namespace, on a thread that lives in the host.
@@ -245,7 +264,9 @@ func (l *Lab) setCut(a, b *Host, cut bool) error {
 		fmt.Fprintf(&rules, "iifname %q oifname %q drop\n", pair[0], pair[1])
 	}
 	rules.WriteString("}\n}\n")
-	cmd := exec.Command("nft", "-f", "-")
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "nft", "-f", "-")
 	cmd.Stdin = strings.NewReader(rules.String())
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
