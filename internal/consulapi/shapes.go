@@ -207,6 +207,11 @@ func shapeCatalog(m *state.Member, dc string) catalogShape {
 }
 
 func shapeCheck(c *model.Check) checkShape {
+	// Consul prints the durations of a check that an agent runs, set or not.
+	unset := ""
+	if c.Type != "" {
+		unset = "0s"
+	}
 	return checkShape{
 		Node:        string(c.Node),
 		CheckID:     string(c.ID),
@@ -218,8 +223,8 @@ func shapeCheck(c *model.Check) checkShape {
 		ServiceName: string(c.ServiceName),
 		ServiceTags: list(c.ServiceTags),
 		Type:        c.Type,
-		Interval:    c.Interval,
-		Timeout:     c.Timeout,
+		Interval:    cmp.Or(c.Interval, unset),
+		Timeout:     cmp.Or(c.Timeout, unset),
 		CreateIndex: uint64(c.CreateIndex),
 		ModifyIndex: uint64(c.ModifyIndex),
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/fairlead-net/fairlead/internal/consulapi"
 	"github.com/fairlead-net/fairlead/internal/model"
@@ -114,10 +115,18 @@ func (w *world) Register(_ context.Context, r model.Registration) (string, error
 	for _, s := range r.Checks {
 		w.putCheckLocked(model.Check{
 			Node: i.Node, ID: s.ID, Name: s.Name, Notes: s.Notes, Status: cmp.Or(s.Status, model.Critical), Type: s.Type(),
-			ServiceID: i.ID, ServiceName: i.Service, ServiceTags: i.Tags, Interval: s.Interval.String(), Timeout: s.Timeout.String(),
+			ServiceID: i.ID, ServiceName: i.Service, ServiceTags: i.Tags, Interval: positive(s.Interval), Timeout: positive(s.Timeout),
 		})
 	}
 	return w.warning, nil
+}
+
+// positive prints a duration that is set.
+func positive(d time.Duration) string {
+	if d == 0 {
+		return ""
+	}
+	return d.String()
 }
 
 func (w *world) dropCheckLocked(id model.CheckID) {
