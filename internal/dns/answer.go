@@ -52,6 +52,8 @@ type answering struct {
 	m      *miekg.Msg
 	chain  int
 	leads  bool // the answer ends in an alias for a name that is not ours
+	// endless: aliases lead to aliases, in a circle or nearly so.
+	endless bool
 	// negOwner is the SOA's owner in a negative answer; empty means domain.
 	negOwner string
 	// why explains a negative answer to whoever understands EDE (RFC 8914).
@@ -77,6 +79,10 @@ func (z *zones) answer(snap *state.Snapshot, req *miekg.Msg, asker netip.Addr) (
 		// Nothing was read yet, so nothing may be denied either.
 		m.Answer, m.Extra, m.Rcode = nil, nil, miekg.RcodeServerFailure
 		return m, ede{miekg.ExtendedErrorCodeNotReady, "the catalogue has not been read yet"}
+	}
+	if a.endless {
+		m.Answer, m.Extra, m.Rcode = nil, nil, miekg.RcodeServerFailure
+		return m, ede{miekg.ExtendedErrorCodeOther, "the alias leads through too many names"}
 	}
 	m.Authoritative = true
 	if out == nowhere {

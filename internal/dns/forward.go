@@ -19,9 +19,6 @@ import (
 const (
 	// askTimeout bounds one attempt to get an answer from one resolver.
 	askTimeout = 2 * time.Second
-	// resendAfter is when a UDP query goes out again: the first may have been
-	// lost.
-	resendAfter = askTimeout / 2
 	// avoidFor is how long a resolver that did not answer is asked last.
 	avoidFor = 30 * time.Second
 	// maxForwards bounds the queries that wait for other resolvers at a time.
@@ -38,8 +35,9 @@ type forwarder struct {
 	fixed []netip.AddrPort
 	path  string
 	// ours says whether an address is one that we answer at ourselves.
-	ours  func(netip.AddrPort) bool
-	slots chan struct{}
+	ours    func(netip.AddrPort) bool
+	timeout time.Duration // of one attempt
+	slots   chan struct{}
 
 	mu      sync.Mutex // guards following
 	read    fileID
@@ -55,10 +53,11 @@ type fileID struct {
 
 func newForwarder(cfg Config, ours func(netip.AddrPort) bool) (*forwarder, error) {
 	f := &forwarder{
-		path:  cfg.ResolvConf,
-		ours:  ours,
-		slots: make(chan struct{}, maxForwards),
-		avoid: map[netip.AddrPort]time.Time{},
+		path:    cfg.ResolvConf,
+		ours:    ours,
+		timeout: askTimeout,
+		slots:   make(chan struct{}, maxForwards),
+		avoid:   map[netip.AddrPort]time.Time{},
 	}
 	for _, s := range cfg.Forwarders {
 		ap, err := parseForwarder(s)
@@ -90,7 +89,7 @@ func (f *forwarder) ask(ctx context.Context, req *miekg.Msg) (*miekg.Msg, error)
 	var poor *miekg.Msg
 	var errs []error
 	for _, server := range servers {
-		m, err := exchange(ctx, server, upstream(req))
+		m, err := f.exchange(ctx, server, upstream(req))
 		f.note(server, err)
 		switch {
 		case ctx.Err() != nil:
@@ -225,23 +224,23 @@ func downstream(m, req *miekg.Msg) *miekg.Msg {
 }
 
 // exchange asks one resolver over UDP, and over TCP if the reply was cut.
-func exchange(ctx context.Context, server netip.AddrPort, q *miekg.Msg) (*miekg.Msg, error) {
-	m, err := exchangeOver(ctx, "udp", server, q)
+func (f *forwarder) exchange(ctx context.Context, server netip.AddrPort, q *miekg.Msg) (*miekg.Msg, error) {
+	m, err := f.exchangeOver(ctx, "udp", server, q)
 	if err != nil {
 		return nil, fmt.Errorf("ask %s: %w", server, err)
 	}
 	if !m.Truncated {
 		return m, nil
 	}
-	whole, err := exchangeOver(ctx, "tcp", server, q)
+	whole, err := f.exchangeOver(ctx, "tcp", server, q)
 	if err != nil {
 		return m, nil // what there is of it, TC set
 	}
 	return whole, nil
 }
 
-func exchangeOver(ctx context.Context, network string, server netip.AddrPort, q *miekg.Msg) (*miekg.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+func (f *forwarder) exchangeOver(ctx context.Context, network string, server netip.AddrPort, q *miekg.Msg) (*miekg.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	conn, err := new(net.Dialer).DialContext(ctx, network, server.String())
 	if err != nil {
@@ -255,7 +254,8 @@ func exchangeOver(ctx context.Context, network string, server netip.AddrPort, q 
 		return nil, err
 	}
 	if network == "udp" {
-		resend := time.AfterFunc(resendAfter, func() { c.WriteMsg(q) })
+		// The first may have been lost.
+		resend := time.AfterFunc(f.timeout/2, func() { _ = c.WriteMsg(q) })
 		defer resend.Stop()
 	}
 	for {

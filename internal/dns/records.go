@@ -133,7 +133,7 @@ func (a *answering) cname(target string) outcome {
 		return found
 	}
 	if a.chain++; a.chain > maxChain {
-		a.why = ede{miekg.ExtendedErrorCodeOther, "the alias leads through too many names"}
+		a.endless = true
 		return found
 	}
 	a.owner = target
