@@ -1,0 +1,308 @@
+package local
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fairlead-net/fairlead/internal/model"
+)
+
+// Register makes r one of this node's services or changes it. Once it returns
+// without an error the registration is durable and survives a restart. The
+// warning, if not empty, is one line for the client: the catalogue has not
+// confirmed the registration within 2 s, or refuses it; it is tried again in the
+// background until it does.
+//
+// A check that had the same id before keeps its state. Errors are ErrInvalid and
+// ErrFile; then nothing has changed.
+func (a *Agent) Register(ctx context.Context, r model.Registration) (warning string, err error) {
+	r, err = normalize(r, a.me)
+	if err != nil {
+		return "", err
+	}
+	err = a.commit(&change{id: r.Instance.ID, edit: func(*model.Registration) (*model.Registration, error) {
+		return &r, nil
+	}, touch: touch{renewed: true}})
+	if err != nil {
+		return "", fmt.Errorf("register service %q: %w", r.Instance.ID, err)
+	}
+	return a.awaitConfirmed(ctx, r.Instance.ID), nil
+}
+
+// Deregister removes one of this node's services. Once it returns without an
+// error the removal is durable; it waits up to 2 s for the catalogue to show it.
+// Errors are ErrUnknownService and ErrFile.
+func (a *Agent) Deregister(ctx context.Context, id model.ServiceID) error {
+	err := a.commit(&change{id: id, edit: func(old *model.Registration) (*model.Registration, error) {
+		if old == nil {
+			return nil, ErrUnknownService
+		}
+		return nil, nil
+	}})
+	if err != nil {
+		return fmt.Errorf("deregister service %q: %w", id, err)
+	}
+	a.awaitGone(ctx, id)
+	return nil
+}
+
+// commit brings a change about durably, in memory and in the runner, and wakes
+// the loop that tells the catalogue.
+func (a *Agent) commit(c *change) error {
+	err := a.journal.do(c, a.apply)
+	a.wake()
+	return err
+}
+
+func (a *Agent) wake() {
+	select {
+	case a.kick <- struct{}{}:
+	default: // it is awake
+	}
+}
+
+// apply makes a batch of changes: file first, then memory, then the runner. The
+// journal's lock is held, so that nobody else changes the set of registrations.
+func (a *Agent) apply(batch []*change) {
+	regs := a.registrations()
+	owners := map[model.CheckID]model.ServiceID{}
+	for id, r := range regs {
+		claim(owners, id, r.Checks)
+	}
+	touched := map[model.ServiceID]touch{}
+	changed := false
+	for _, c := range batch {
+		old := regs[c.id]
+		next, err := c.edit(old)
+		if err == nil && next != nil {
+			err = free(owners, c.id, next.Checks)
+		}
+		if c.err = err; err != nil || old == next {
+			continue
+		}
+		touched[c.id] = c.touch
+		changed = changed || old == nil || next == nil || !same(*old, *next)
+		release(owners, old)
+		if next == nil {
+			delete(regs, c.id)
+			continue
+		}
+		claim(owners, c.id, next.Checks)
+		regs[c.id] = next
+	}
+	if changed {
+		if err := a.journal.save(sorted(regs)); err != nil {
+			for _, c := range batch {
+				if c.err == nil {
+					c.err = err
+				}
+			}
+			return
+		}
+	}
+	starts, stops := a.swap(regs, touched)
+	for _, id := range stops {
+		a.runner.Remove(id)
+	}
+	for _, s := range starts {
+		a.runner.Set(s.spec, s.status)
+	}
+}
+
+// registrations returns the present registrations by id.
+func (a *Agent) registrations() map[model.ServiceID]*model.Registration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	regs := make(map[model.ServiceID]*model.Registration, len(a.entries))
+	for id, e := range a.entries {
+		r := e.reg
+		regs[id] = &r
+	}
+	return regs
+}
+
+func claim(owners map[model.CheckID]model.ServiceID, id model.ServiceID, checks []model.CheckSpec) {
+	for _, c := range checks {
+		owners[c.ID] = id
+	}
+}
+
+func release(owners map[model.CheckID]model.ServiceID, old *model.Registration) {
+	if old != nil {
+		for _, c := range old.Checks {
+			delete(owners, c.ID)
+		}
+	}
+}
+
+// free fails if one of the checks' ids belongs to another service: the two would
+// overwrite each other's state.
+func free(owners map[model.CheckID]model.ServiceID, id model.ServiceID, checks []model.CheckSpec) error {
+	for _, c := range checks {
+		if by, taken := owners[c.ID]; taken && by != id {
+			return invalid("the id %q belongs to a check of service %q", c.ID, by)
+		}
+	}
+	return nil
+}
+
+func same(x, y model.Registration) bool {
+	return x.Token == y.Token && x.Instance.Same(y.Instance) &&
+		len(x.Checks) == len(y.Checks) && slices.EqualFunc(x.Checks, y.Checks, sameSpec)
+}
+
+func sameSpec(x, y model.CheckSpec) bool { return reflect.DeepEqual(x, y) }
+
+// start is a check to hand to the runner.
+type start struct {
+	spec   model.CheckSpec
+	status model.Status
+}
+
+// swap makes regs the registrations in memory, of which only those touched have
+// changed, and returns what that means for the runner.
+func (a *Agent) swap(regs map[model.ServiceID]*model.Registration, touched map[model.ServiceID]touch) (starts []start, stops []model.CheckID) {
+	now := time.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	// What goes has to go first: another service may have taken over a check's id.
+	before := map[model.CheckID]model.CheckSpec{}
+	for id := range touched {
+		if e := a.entries[id]; e != nil {
+			for _, spec := range e.reg.Checks {
+				before[spec.ID] = spec
+			}
+			a.uninstall(e, regs[id])
+		}
+	}
+	for id, how := range touched {
+		r := regs[id]
+		if r == nil {
+			continue
+		}
+		a.install(*r, now, how)
+		for _, spec := range r.Checks {
+			// A check that goes on as it was is left alone; but a TTL begins anew
+			// when its service is registered again, as with Consul.
+			if old, had := before[spec.ID]; had && sameSpec(old, spec) && (spec.TTL <= 0 || !how.renewed) {
+				continue
+			}
+			starts = append(starts, start{spec, a.checks[spec.ID].status})
+		}
+	}
+	for id := range before {
+		if a.checks[id] == nil {
+			stops = append(stops, id)
+		}
+	}
+	return starts, stops
+}
+
+// uninstall takes out of memory what next does not go on with; a.mu is held.
+func (a *Agent) uninstall(e *entry, next *model.Registration) {
+	if next == nil {
+		delete(a.entries, e.reg.Instance.ID)
+	}
+	for _, spec := range e.reg.Checks {
+		if next == nil || !slices.ContainsFunc(next.Checks, func(s model.CheckSpec) bool { return s.ID == spec.ID }) {
+			delete(a.checks, spec.ID)
+		}
+	}
+}
+
+// install puts a registration into the place of the one of that id; a.mu is held.
+// Checks that are there already keep their state.
+func (a *Agent) install(r model.Registration, now time.Time, how touch) *entry {
+	id := r.Instance.ID
+	e := a.entries[id]
+	if e == nil || !same(e.reg, r) {
+		a.clock++
+		e = &entry{version: a.clock, confirmed: how.adopted, shown: how.adopted}
+		a.entries[id] = e
+	}
+	e.reg, e.refusal = r, refusal{} // whoever changed it may think that it works now
+	for _, spec := range r.Checks {
+		c := a.checks[spec.ID]
+		if c == nil {
+			c = &check{}
+			initial := spec.Status
+			if initial == "" {
+				initial = model.Critical
+			}
+			c.become(initial, "", now)
+			a.checks[spec.ID] = c
+		}
+		if how.renewed && !c.since.IsZero() {
+			c.since = now // DeregisterAfter is for those that nobody cares for
+		}
+		c.spec = spec
+	}
+	return e
+}
+
+// awaitConfirmed waits for the catalogue to show an entry as it is now, and
+// returns the client's warning if it does not.
+func (a *Agent) awaitConfirmed(ctx context.Context, id model.ServiceID) string {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for version := uint64(0); ; {
+		a.mu.Lock()
+		e, moved, last := a.entries[id], a.moved, a.last.err
+		var over bool
+		var refused error
+		if e != nil {
+			if version == 0 {
+				version = e.version
+			}
+			over, refused = e.confirmed || e.version != version, e.err
+		}
+		a.mu.Unlock()
+		switch {
+		case e == nil || over: // or changed again meanwhile
+			return ""
+		case refused != nil:
+			return oneLine("service %q is kept on this node, but the catalogue refuses it, and is asked again from time to time: %v", id, refused)
+		}
+		select {
+		case <-moved:
+			continue
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		if last != nil {
+			return oneLine("service %q is kept on this node; the catalogue has not confirmed it within %v and is told in the background; the last try failed: %v", id, patience, last)
+		}
+		return oneLine("service %q is kept on this node; the catalogue has not confirmed it within %v and is told in the background", id, patience)
+	}
+}
+
+// oneLine formats a text that goes into an HTTP header.
+func oneLine(format string, args ...any) string {
+	return strings.Join(strings.Fields(fmt.Sprintf(format, args...)), " ")
+}
+
+// awaitGone waits for the catalogue to have lost an instance.
+func (a *Agent) awaitGone(ctx context.Context, id model.ServiceID) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		inst, mark := a.st.Snapshot().Instance(a.me, id)
+		a.mu.Lock()
+		again := a.entries[id] != nil
+		a.mu.Unlock()
+		if inst == nil || again {
+			return
+		}
+		select {
+		case <-mark.Changed:
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}

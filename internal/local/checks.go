@@ -1,0 +1,174 @@
+package local
+
+import (
+	"time"
+
+	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/state"
+	"github.com/fairlead-net/fairlead/internal/task"
+)
+
+const (
+	// outputHold is how long a check's new output waits for a change of state to
+	// travel with, so that a chatty check costs the catalogue one write in this
+	// time (Consul's check_update_interval).
+	outputHold = 5 * time.Minute
+	// minDeregisterAfter is Consul's: a service that takes some time to start
+	// must not be removed before it has had a chance.
+	minDeregisterAfter = time.Minute
+)
+
+// reporter is the door for health's outcomes.
+type reporter struct{ a *Agent }
+
+// Report takes an outcome. It calls nobody, as health asks.
+func (r reporter) Report(id model.CheckID, status model.Status, output string) {
+	a := r.a
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c := a.checks[id]
+	if c == nil {
+		return
+	}
+	c.heard = true
+	if status != c.status {
+		c.become(status, output, time.Now())
+		a.wake()
+		return
+	}
+	if output != c.output {
+		c.output = output
+		if c.due.IsZero() {
+			c.due = time.Now().Add(task.Jitter(outputHold))
+			a.wake() // it has to know when
+		}
+	}
+}
+
+// become changes a check's state.
+func (c *check) become(status model.Status, output string, now time.Time) {
+	c.output = output
+	if status != model.Critical {
+		c.since = time.Time{}
+	} else if c.since.IsZero() {
+		c.since = now
+	}
+	c.status = status
+}
+
+// adopt takes over the states that the catalogue shows for checks that have not
+// been heard of since the start, once, as soon as there is a whole snapshot: a
+// restarted agent must not drain what was working.
+func (a *Agent) adopt(snap *state.Snapshot) {
+	select {
+	case <-a.st.Synced():
+	default:
+		return
+	}
+	shown, _ := snap.NodeChecks(a.me)
+	now := time.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.adopted {
+		return
+	}
+	a.adopted = true
+	for _, s := range shown {
+		c := a.checks[s.ID]
+		if c != nil && !c.heard && s.Owner == a.owner && s.ServiceID == c.spec.ServiceID && s.Status.Valid() {
+			c.become(s.Status, s.Output, now)
+		}
+	}
+}
+
+// record is a check as the catalogue should show it; a.mu is held.
+func (a *Agent) record(e *entry, c *check) model.Check {
+	return model.Check{
+		Node: a.me, ID: c.spec.ID, Name: c.spec.Name, Status: c.status,
+		Notes: c.spec.Notes, Output: c.output,
+		ServiceID: e.reg.Instance.ID, ServiceName: e.reg.Instance.Service, ServiceTags: e.reg.Instance.Tags,
+		Type: c.spec.Type(), Interval: duration(c.spec.Interval), Timeout: duration(c.spec.Timeout),
+		Stamp: model.Stamp{Owner: a.owner},
+	}
+}
+
+func duration(d time.Duration) string {
+	if d <= 0 {
+		return ""
+	}
+	return d.String()
+}
+
+// deadline is when the entry's service is removed because a check of it has
+// been critical for too long; false if that is not to happen. a.mu is held.
+func (a *Agent) deadline(e *entry) (time.Time, *check) {
+	var first time.Time
+	var why *check
+	for _, spec := range e.reg.Checks {
+		c := a.checks[spec.ID]
+		if spec.DeregisterAfter <= 0 || c.since.IsZero() {
+			continue
+		}
+		if t := c.since.Add(max(spec.DeregisterAfter, minDeregisterAfter)); why == nil || t.Before(first) {
+			first, why = t, c
+		}
+	}
+	return first, why
+}
+
+// reap removes the services whose deadline has come, and returns when the next
+// one comes (zero: none).
+func (a *Agent) reap(now time.Time) time.Time {
+	var next time.Time
+	var over []model.ServiceID
+	a.mu.Lock()
+	for id, e := range a.entries {
+		t, why := a.deadline(e)
+		switch {
+		case why == nil:
+		case t.After(now):
+			next = sooner(next, t)
+		default:
+			over = append(over, id)
+		}
+	}
+	a.mu.Unlock()
+	for _, id := range over {
+		if err := a.removeIfOver(id, now); err != nil {
+			a.cfg.Log.Warn("remove service that stayed critical", "service", id, "error", err)
+			next = sooner(next, now.Add(30*time.Second)) // the disk may have recovered
+		}
+	}
+	return next
+}
+
+// removeIfOver removes a service unless its checks have recovered meanwhile.
+func (a *Agent) removeIfOver(id model.ServiceID, now time.Time) error {
+	var why model.CheckID
+	err := a.commit(&change{id: id, edit: func(old *model.Registration) (*model.Registration, error) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		e := a.entries[id]
+		if old == nil || e == nil || !same(*old, e.reg) {
+			return old, nil // removed or registered anew meanwhile
+		}
+		t, c := a.deadline(e)
+		if c == nil || t.After(now) {
+			return old, nil
+		}
+		why = c.spec.ID
+		return nil, nil
+	}})
+	if err == nil && why != "" {
+		a.cfg.Log.Info("service removed: a check stayed critical", "service", id, "check", why)
+	}
+	return err
+}
+
+// sooner returns the earlier of two times; zero means never.
+func sooner(t, u time.Time) time.Time {
+	if t.IsZero() || (!u.IsZero() && u.Before(t)) {
+		return u
+	}
+	return t
+}

@@ -1,0 +1,287 @@
+// Package local keeps what this node owns: the services registered with its
+// agent and the state of their checks. They live in a file that survives
+// restarts, and are asserted in the catalogue until the two agree.
+//
+// The consul and native APIs call Register, Deregister, UpdateTTL and the
+// readers; node runs Run. Every method may be called from any goroutine, also
+// before and after Run; without Run nothing reaches the catalogue.
+//
+// Three things meet here, each with one owner:
+//
+//   - the set of registrations, changed only under the journal, which batches
+//     what is changed at the same time into one write of the file;
+//   - the states of checks, changed by the reports of health;
+//   - the catalogue's view of this node, changed only by the one loop in sync.go,
+//     so that an older registration can never overtake a newer one.
+package local
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/fairlead-net/fairlead/internal/health"
+	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/state"
+)
+
+// The errors that callers tell apart, with errors.Is.
+var (
+	// ErrInvalid: a registration that no catalogue would take. Nothing changed.
+	ErrInvalid = errors.New("invalid registration")
+	// ErrUnknownService: no service of that id is registered with this agent.
+	ErrUnknownService = errors.New("unknown service")
+	// ErrUnknownCheck: no check of that id is registered with this agent.
+	ErrUnknownCheck = errors.New("unknown check")
+	// ErrNotTTL: the check finds out its state by itself.
+	ErrNotTTL = errors.New("not a TTL check")
+	// ErrFile: the file of registrations cannot be used or written.
+	ErrFile = errors.New("file of registrations")
+)
+
+// patience is how long a change waits for the catalogue before it is answered
+// with a warning.
+const patience = 2 * time.Second
+
+// Catalog is where this node's records are written. Each method returns the
+// index of the write once this node's state shows it. An error that has a method
+// Refused() bool returning true says that the record will not be taken as it is;
+// any other that it may be taken later.
+type Catalog interface {
+	RegisterNode(ctx context.Context, n model.Node) (model.Index, error)
+	// Register writes an instance and its checks, and removes other checks that
+	// the instance had.
+	Register(ctx context.Context, i model.Instance, checks []model.Check) (model.Index, error)
+	// Deregister removes an instance and its checks.
+	Deregister(ctx context.Context, n model.NodeName, id model.ServiceID) (model.Index, error)
+	PutCheck(ctx context.Context, c model.Check) (model.Index, error)
+	DeleteCheck(ctx context.Context, n model.NodeName, id model.CheckID) (model.Index, error)
+}
+
+// Config is what an Agent needs to know.
+type Config struct {
+	// Dir is the directory of the file; empty keeps registrations in memory only.
+	Dir string
+	// Node is this node as the catalogue should show it.
+	Node model.Node
+	Log  *slog.Logger
+}
+
+// Agent is what this node owns.
+type Agent struct {
+	cfg     Config
+	me      model.NodeName
+	owner   model.Owner
+	cat     Catalog
+	st      *state.State
+	runner  *health.Runner
+	journal *journal
+	kick    chan struct{} // wakes the sync loop; holds one
+
+	mu      sync.Mutex // guards the following
+	entries map[model.ServiceID]*entry
+	checks  map[model.CheckID]*check // all entries' checks
+	moved   chan struct{}            // closed and replaced when an entry is confirmed or refused
+	adopted bool                     // the catalogue's states have been taken over
+	clock   uint64                   // counts changes, for entry.version
+	last    outcome
+}
+
+// outcome is how the last exchange with the catalogue ended.
+type outcome struct {
+	at  time.Time // of the last one without an error
+	err error
+}
+
+// entry is one registration. The registration itself is never changed, only
+// replaced.
+type entry struct {
+	reg       model.Registration
+	version   uint64 // differs for each change
+	confirmed bool   // the catalogue has shown this version
+	// shown is confirmed, also if that was before a restart: what the catalogue
+	// has instead now is somebody else's doing.
+	shown   bool
+	refusal // why the catalogue does not take it, if so
+}
+
+// check is the state of one of an entry's checks.
+type check struct {
+	spec   model.CheckSpec
+	status model.Status
+	output string
+	heard  bool      // there has been an outcome since the start
+	since  time.Time // when it became critical; zero if it is not
+	// due is when an output that the catalogue does not have is written although
+	// the state is the same; zero if there is none.
+	due time.Time
+}
+
+// Open reads the registrations of this node. It starts nothing. An error that
+// is ErrFile says which file and what to do about it.
+func Open(cfg Config, cat Catalog, st *state.State) (*Agent, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	me := cfg.Node.Name
+	cfg.Node.Stamp = model.Stamp{Owner: model.NodeOwner(me)}
+	a := &Agent{
+		cfg: cfg, me: me, owner: model.NodeOwner(me), cat: cat, st: st,
+		journal: newJournal(cfg.Dir),
+		kick:    make(chan struct{}, 1),
+		entries: map[model.ServiceID]*entry{},
+		checks:  map[model.CheckID]*check{},
+		moved:   make(chan struct{}),
+	}
+	a.runner = health.New(reporter{a}, cfg.Log)
+	regs, err := a.journal.load(me)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	for _, r := range regs {
+		a.install(r, now, touch{}).shown = true
+	}
+	return a, nil
+}
+
+// Run runs the checks and keeps the catalogue in line until ctx ends; its result
+// is nil. It calls ready when the catalogue has been brought in line once, or
+// after 2 s if it cannot be reached. It may be called once.
+func (a *Agent) Run(ctx context.Context, ready func()) error {
+	a.awaitSync(ctx)
+	a.startChecks()
+	settled := make(chan struct{})
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.runner.Run(ctx) })
+	g.Go(func() error {
+		a.syncLoop(ctx, sync.OnceFunc(func() { close(settled) }))
+		return nil
+	})
+	g.Go(func() error {
+		timer := time.NewTimer(patience)
+		defer timer.Stop()
+		select {
+		case <-settled:
+		case <-timer.C:
+		case <-ctx.Done():
+			return nil
+		}
+		ready()
+		return nil
+	})
+	return g.Wait()
+}
+
+// awaitSync gives the catalogue a moment to arrive: checks that begin with the
+// state they had disturb nobody. Without a catalogue they begin all the same.
+func (a *Agent) awaitSync(ctx context.Context) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-a.st.Synced():
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// startChecks hands every check to the runner, with the state it last had.
+func (a *Agent) startChecks() {
+	a.journal.mu.Lock() // no change may come in between
+	defer a.journal.mu.Unlock()
+	a.adopt(a.st.Snapshot())
+	a.mu.Lock()
+	starts := make([]start, 0, len(a.checks))
+	for _, c := range a.checks {
+		starts = append(starts, start{c.spec, c.status})
+	}
+	a.mu.Unlock()
+	for _, s := range starts {
+		a.runner.Set(s.spec, s.status)
+	}
+}
+
+// Services returns the registrations, sorted by id. The copies are the caller's.
+func (a *Agent) Services() []model.Registration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := make([]model.Registration, 0, len(a.entries))
+	for _, e := range a.entries {
+		all = append(all, clone(e.reg))
+	}
+	slices.SortFunc(all, func(x, y model.Registration) int { return cmp.Compare(x.Instance.ID, y.Instance.ID) })
+	return all
+}
+
+// Checks returns the checks with their present state and output, sorted by id.
+// The copies are the caller's.
+func (a *Agent) Checks() []model.Check {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := make([]model.Check, 0, len(a.checks))
+	for _, e := range a.entries {
+		for _, spec := range e.reg.Checks {
+			c := a.record(e, a.checks[spec.ID])
+			c.ServiceTags = slices.Clone(c.ServiceTags)
+			all = append(all, c)
+		}
+	}
+	slices.SortFunc(all, func(x, y model.Check) int { return cmp.Compare(x.ID, y.ID) })
+	return all
+}
+
+// Status says how far the catalogue is in line with this node.
+type Status struct {
+	// Pending are the services whose last change the catalogue has not confirmed.
+	Pending []model.ServiceID
+	// Rejected says why the catalogue does not take a service as it is; it is
+	// tried again with growing delays.
+	Rejected map[model.ServiceID]string
+	// InLine is when the two last agreed; zero if they never did.
+	InLine time.Time
+	// Error is the last exchange's error; empty if it went well.
+	Error string
+}
+
+// Status returns the present status.
+func (a *Agent) Status() Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := Status{InLine: a.last.at, Rejected: map[model.ServiceID]string{}}
+	if a.last.err != nil {
+		s.Error = a.last.err.Error()
+	}
+	for id, e := range a.entries {
+		if !e.confirmed {
+			s.Pending = append(s.Pending, id)
+		}
+		if e.err != nil {
+			s.Rejected[id] = e.err.Error()
+		}
+	}
+	slices.Sort(s.Pending)
+	return s
+}
+
+// UpdateTTL notes what the owner of a TTL check says about it. It fails with
+// ErrUnknownCheck, ErrNotTTL or ErrInvalid; the catalogue hears of it soon after.
+func (a *Agent) UpdateTTL(id model.CheckID, status model.Status, output string) error {
+	if !status.Valid() {
+		return fmt.Errorf("%w: check %q: state %q is not passing, warning or critical", ErrInvalid, id, status)
+	}
+	err := a.runner.TTL(id, status, output)
+	switch {
+	case errors.Is(err, health.ErrUnknownCheck):
+		return fmt.Errorf("%w %q", ErrUnknownCheck, id)
+	case errors.Is(err, health.ErrNotTTL):
+		return fmt.Errorf("check %q: %w", id, ErrNotTTL)
+	}
+	return err
+}
