@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -83,6 +84,8 @@ func Load(cfg Config) (*Kernel, error) {
 		frontends: map[Frontend]stored{},
 		sets:      map[setKey]*backendSet{},
 		waiting:   map[string]*ebpf.Program{},
+		// What a UDP socket got before an upgrade names a set too; starting anywhere makes it unlikely that a new set has its number.
+		nextSet: rand.Uint32() >> 1,
 	}
 	if err := k.load(specs); err != nil {
 		k.Close()
@@ -96,6 +99,9 @@ func (k *Kernel) load(specs []*ebpf.CollectionSpec) error {
 		return fmt.Errorf("make pin directory: %w", err)
 	}
 	for _, spec := range specs {
+		if err := k.inherit(spec); err != nil {
+			return err
+		}
 		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: k.dir}})
 		if err != nil {
 			return explain(fmt.Errorf("load eBPF programs: %w", err))
@@ -120,6 +126,45 @@ func (k *Kernel) load(specs []*ebpf.CollectionSpec) error {
 		return err
 	}
 	return k.Activate()
+}
+
+// inherit takes over from an earlier layout what sockets hold, where it looks the same, so that connections of before an upgrade are
+// still known after it.
+func (k *Kernel) inherit(spec *ebpf.CollectionSpec) error {
+	old, err := otherLayouts(k.dir)
+	if err != nil {
+		return err
+	}
+	for _, dir := range old {
+		for _, name := range []string{connectMapPicks, connectMapSticky, connectMapReverse} {
+			want := spec.Maps[name]
+			if want == nil {
+				continue
+			}
+			m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
+			if err != nil {
+				continue
+			}
+			if want.Compatible(m) == nil {
+				err = pinTwice(m, filepath.Join(k.dir, name))
+			}
+			m.Close()
+			if err != nil && !errors.Is(err, fs.ErrExist) {
+				return fmt.Errorf("inherit map %s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// pinTwice pins a map that is pinned elsewhere already, and stays so.
+func pinTwice(m *ebpf.Map, path string) error {
+	c, err := m.Clone() // which forgets the other place
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Pin(path)
 }
 
 // Activate switches to the programs of this binary if Load has left those of an earlier layout in place, and removes the earlier maps.

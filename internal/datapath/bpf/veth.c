@@ -179,6 +179,33 @@ static __always_inline int to_endpoint(struct __sk_buff *skb, const __u8 *dest, 
 	return deliver(skb, e.ifindex, e.mac, !same_mac(dest, e.mac));
 }
 
+// to_mac delivers to a MAC address of the sender's network if an endpoint has it.
+static __always_inline int to_mac(struct __sk_buff *skb, const struct mac_key *key, bool rewrite)
+{
+	__u32 *ifindex = bpf_map_lookup_elem(&macs, key);
+
+	if (!ifindex || *ifindex == skb->ifindex)
+		return count(BRIDGED, TC_ACT_OK);
+	return deliver(skb, *ifindex, key->mac, rewrite);
+}
+
+// mac_of recovers the MAC address that a link-local address was made from (RFC 4291, appendix A). A namespace that makes them otherwise
+// is found by way of the bridge.
+static __always_inline bool mac_of(const struct in6_addr *a, struct mac_key *key)
+{
+	const __u8 *b = a->s6_addr;
+
+	if (b[11] != 0xff || b[12] != 0xfe)
+		return false;
+	key->mac[0] = b[8] ^ 2;
+	key->mac[1] = b[9];
+	key->mac[2] = b[10];
+	key->mac[3] = b[13];
+	key->mac[4] = b[14];
+	key->mac[5] = b[15];
+	return true;
+}
+
 static __always_inline int from_arp(struct __sk_buff *skb, const struct veth_entry *v)
 {
 	struct {
@@ -238,19 +265,16 @@ static __always_inline int from_ipv6(struct __sk_buff *skb, const struct veth_en
 
 			if (icmp->icmp6_type == NEIGHBOUR_ADVERTISEMENT && !own6(v, target))
 				return count(SPOOFED, TC_ACT_SHOT);
-			if (icmp->icmp6_type == NEIGHBOUR_SOLICITATION && !link_local(target)) {
+			if (icmp->icmp6_type == NEIGHBOUR_SOLICITATION) {
+				if (link_local(target))
+					return mac_of(target, &mac) ? to_mac(skb, &mac, true) : count(BRIDGED, TC_ACT_OK);
 				__builtin_memcpy(&key.addr, target, sizeof(key.addr));
 				return to_endpoint(skb, mac.mac, &key);
 			}
 		}
 	}
-	if (local) {
-		__u32 *ifindex = bpf_map_lookup_elem(&macs, &mac);
-
-		if (!ifindex || *ifindex == skb->ifindex)
-			return count(BRIDGED, TC_ACT_OK);
-		return deliver(skb, *ifindex, mac.mac, false);
-	}
+	if (local)
+		return to_mac(skb, &mac, false);
 	return to_endpoint(skb, mac.mac, &key);
 }
 
