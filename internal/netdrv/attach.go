@@ -62,6 +62,8 @@ type Plugged struct {
 func (h *Host) Attach(ctx context.Context, p Plug) (Plugged, error) {
 	what := fmt.Sprintf("attach endpoint %s to network %s", p.Endpoint.ID, p.Network.Name)
 	name := HostIf(p.Endpoint.ID)
+	h.purging.RLock()
+	defer h.purging.RUnlock()
 	defer h.plugs.busy.lock(name)()
 	if err := h.waitDeleted(ctx, name); err != nil {
 		return Plugged{}, fmt.Errorf("%s: %w", what, err)

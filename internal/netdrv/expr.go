@@ -47,15 +47,21 @@ func address(like netip.Addr, source bool) expr.Any {
 	return &expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: at, Len: size}
 }
 
-// destinationIn matches packets addressed into p.
-func destinationIn(p netip.Prefix, op expr.CmpOp) exprs {
+// destinationIn matches packets addressed into p (or, with CmpOpNeq, of p's
+// family and addressed elsewhere).
+func destinationIn(p netip.Prefix, op expr.CmpOp) exprs { return addressIn(p, false, op) }
+
+// sourceIn matches packets that come from p.
+func sourceIn(p netip.Prefix) exprs { return addressIn(p, true, expr.CmpOpEq) }
+
+func addressIn(p netip.Prefix, source bool, op expr.CmpOp) exprs {
 	size := p.Addr().BitLen() / 8
 	mask := make([]byte, size)
 	for i := range p.Bits() {
 		mask[i/8] |= 0x80 >> (i % 8)
 	}
 	return append(family(p.Addr()),
-		address(p.Addr(), false),
+		address(p.Addr(), source),
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: uint32(size), Mask: mask, Xor: make([]byte, size)},
 		&expr.Cmp{Op: op, Register: reg1, Data: p.Masked().Addr().AsSlice()},
 	)
@@ -87,6 +93,11 @@ func link(key expr.MetaKey, set *nftables.Set, not bool) exprs {
 		&expr.Meta{Key: key, Register: reg1},
 		&expr.Lookup{SourceRegister: reg1, SetName: set.Name, SetID: set.ID, Invert: not},
 	}
+}
+
+// linkIs matches packets whose link is the named one.
+func linkIs(key expr.MetaKey, name string) exprs {
+	return matchBytes(&expr.Meta{Key: key, Register: reg1}, expr.CmpOpEq, ifname(name))
 }
 
 // sameLink matches packets that leave by the link they came in by, if set says

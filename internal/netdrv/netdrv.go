@@ -82,6 +82,10 @@ type Host struct {
 	nl    *netlink.Handle
 	known *sysctls
 
+	// purging keeps links from being made while Purge removes them. It is taken
+	// before every other lock.
+	purging sync.RWMutex
+
 	rules    rulesState
 	networks networksState
 	plugs    plugsState

@@ -32,6 +32,8 @@ type networksState struct {
 // the network has; see DATAPATH rule 4 for the order. Addresses that are not the
 // network's are taken off the bridge. Errors: ErrNoIPv6, ErrNameClash.
 func (h *Host) EnsureNetwork(ctx context.Context, n model.Network) error {
+	h.purging.RLock()
+	defer h.purging.RUnlock()
 	defer h.networks.busy.lock(string(n.Name))()
 	if err := live(ctx, "network "+string(n.Name)); err != nil {
 		return err

@@ -26,11 +26,18 @@ type plan struct {
 	bridges  []string       // of every network
 	internal []string       // of those without a way out
 	gateways []netip.Addr   // where the agent answers DNS
+	subnets  []subnet       // of the networks
 	pools    []netip.Prefix // VIPs
 	onLink   []netip.Prefix // who counts as LAN
 	anyone   []mapping      // published to everybody
 	lan      []mapping      // published to onLink
 	local    []mapping      // published at all: processes of this host may use them
+}
+
+// subnet is what a network's bridge carries of one family.
+type subnet struct {
+	bridge string
+	prefix netip.Prefix
 }
 
 // mapping is a port of the host and the endpoint's address it leads to; one for
@@ -51,11 +58,15 @@ func newPlan(r Rules, pools, onLink []netip.Prefix) (plan, error) {
 		}
 		for _, pool := range n.Pools {
 			p.gateways = append(p.gateways, pool.Gateway)
+			p.subnets = append(p.subnets, subnet{BridgeName(n.Name), pool.Prefix})
 		}
 	}
 	slices.Sort(p.bridges)
 	slices.Sort(p.internal)
 	slices.SortFunc(p.gateways, netip.Addr.Compare)
+	slices.SortFunc(p.subnets, func(a, b subnet) int {
+		return cmp.Or(cmp.Compare(a.bridge, b.bridge), a.prefix.Addr().Compare(b.prefix.Addr()))
+	})
 	p.bridges, p.internal, p.gateways = slices.Compact(p.bridges), slices.Compact(p.internal), slices.Compact(p.gateways)
 
 	type hostPort struct {
@@ -154,6 +165,9 @@ func (p plan) String() string {
 	var b strings.Builder
 	for _, br := range p.bridges {
 		fmt.Fprintf(&b, "network %s internal=%t\n", br, slices.Contains(p.internal, br))
+	}
+	for _, s := range p.subnets {
+		fmt.Fprintf(&b, "subnet %s %s\n", s.bridge, s.prefix)
 	}
 	for _, a := range p.gateways {
 		fmt.Fprintf(&b, "gateway %s\n", a)

@@ -18,6 +18,8 @@ func (h *Host) Purge(ctx context.Context) ([]string, error) {
 	if err := live(ctx, "purge the host's network"); err != nil {
 		return nil, err
 	}
+	h.purging.Lock()
+	defer h.purging.Unlock()
 	h.networks.mu.Lock()
 	h.networks.wanted = nil
 	h.networks.mu.Unlock()

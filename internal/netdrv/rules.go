@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	mdnetlink "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
@@ -152,7 +153,7 @@ func (h *Host) replaceTable(p plan) error {
 	c.DelTable(b.table)
 	c.AddTable(b.table)
 	b.sets(p)
-	b.natChains()
+	b.natChains(p)
 	b.filterChains(p)
 	if b.err != nil {
 		return b.err
@@ -204,8 +205,8 @@ func (b *builder) sets(p plan) {
 	for _, l := range p.bridges {
 		same = append(same, nftables.SetElement{Key: append(ifname(l), ifname(l)...)})
 	}
-	b.bridges = b.set(nftables.Set{Name: "networks", KeyType: nftables.TypeIFName}, names(p.bridges))
-	b.internal = b.set(nftables.Set{Name: "internal", KeyType: nftables.TypeIFName}, names(p.internal))
+	b.bridges = b.set(nftables.Set{Name: "networks", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}, names(p.bridges))
+	b.internal = b.set(nftables.Set{Name: "internal", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}, names(p.internal))
 	b.same = b.set(nftables.Set{
 		Name: "same", Concatenation: true, KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName),
 	}, same)
@@ -257,7 +258,7 @@ func (b *builder) rule(c *nftables.Chain, parts ...exprs) {
 }
 
 // natChains: published ports, and the way out.
-func (b *builder) natChains() {
+func (b *builder) natChains(p plan) {
 	pre := b.chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
 	out := b.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
 	post := b.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
@@ -279,8 +280,13 @@ func (b *builder) natChains() {
 		b.rule(out, destinationIn(loopback[i], expr.CmpOpNeq), toThisHost(), dnatBy(b.local[i], v6))
 	}
 	// An endpoint that reached a neighbour by the host's address would see the
-	// answer come from the neighbour's own.
-	b.rule(post, conntrack(expr.CtKeySTATUS, ctStatusDNAT), sameLink(b.same), exprs{&expr.Masq{}})
+	// answer come from the neighbour's own. Such packets never leave the bridge
+	// (br_netfilter), so here they have no iifname.
+	for _, l := range p.subnets {
+		b.rule(post, conntrack(expr.CtKeySTATUS, ctStatusDNAT), linkIs(expr.MetaKeyOIFNAME, l.bridge), sourceIn(l.prefix), exprs{&expr.Masq{}})
+	}
+	// An endpoint of an internal network can answer nobody beyond its gateway.
+	b.rule(post, conntrack(expr.CtKeySTATUS, ctStatusDNAT), link(expr.MetaKeyOIFNAME, b.internal, false), exprs{&expr.Masq{}})
 	b.rule(post, link(expr.MetaKeyIIFNAME, b.bridges, false), link(expr.MetaKeyOIFNAME, b.bridges, true), exprs{&expr.Masq{}})
 }
 
@@ -298,7 +304,10 @@ func (b *builder) filterChains(p plan) {
 		exprs{&expr.Reject{Type: rejectReset}})
 	b.rule(vip, exprs{&expr.Reject{Type: rejectICMPX, Code: icmpxAdminProhibited}})
 
-	in := b.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
+	// They are refused where they arrive, before routing: the unreachable route
+	// would answer by ICMP, which a caller whose socket is busy connecting does
+	// not heed, and a reset it does.
+	arrive := b.chain("arrive", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle)
 	fwd := b.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 	broadcast := netip.MustParsePrefix("255.255.255.255/32")
 	for _, pool := range p.pools {
@@ -306,7 +315,7 @@ func (b *builder) filterChains(p plan) {
 		if pool.Overlaps(broadcast) { // DHCP's address is part of class E
 			match = append(match, destinationIn(broadcast, expr.CmpOpNeq)...)
 		}
-		b.rule(in, match, goTo(vip.Name))
+		b.rule(arrive, match, goTo(vip.Name))
 		b.rule(fwd, match, goTo(vip.Name))
 	}
 	accept, drop := verdict(expr.VerdictAccept), verdict(expr.VerdictDrop)

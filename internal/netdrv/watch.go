@@ -187,6 +187,8 @@ func (h *Host) repair() error {
 // repairNetwork makes a bridge again that somebody deleted. Endpoints come back
 // by Attach.
 func (h *Host) repairNetwork(name model.NetworkName) error {
+	h.purging.RLock()
+	defer h.purging.RUnlock()
 	defer h.networks.busy.lock(string(name))()
 	h.networks.mu.Lock()
 	n, wanted := h.networks.wanted[name]
