@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -90,6 +91,9 @@ func (c *committer) loop(ctx context.Context) error {
 		case <-c.queue.wake:
 		}
 		for ctx.Err() == nil {
+			// Let those whom the batch before answered queue up again, or they
+			// would always miss the next one.
+			runtime.Gosched()
 			batch, conflicts := c.queue.take()
 			if len(batch) == 0 {
 				break

@@ -23,13 +23,15 @@ import (
 
 const (
 	// quotaBytes is where etcd refuses writes and raises its alarm.
-	quotaBytes = 8 << 30
+	quotaBytes   = 8 << 30
+	quotaWarning = quotaBytes / 10 * 7
 	// peerPort is the fixed port in the names under which servers find each other.
 	peerPort = "2380"
-	// A lone server has nobody to wait for when it elects itself, so short ticks
-	// cost nothing but make it ready sooner; servers that vote with others take
-	// etcd's defaults (100 ms, 1 s).
-	loneTickMs, loneElectionMs = 10, 50
+	// A lone server has nobody to wait for when it elects itself, so ticks shorter
+	// than etcd's default (100 ms, 1 s) only make it ready sooner: 0.1 to 0.2 s
+	// instead of up to 0.5 s. Shorter ones still cost idle CPU time (10 ms: 1.7 %
+	// of a core instead of 0.6 %). Servers that vote with others keep the default.
+	loneTickMs, loneElectionMs = 50, 250
 	// startLimit bounds etcd's start, replaying its log included.
 	startLimit = 2 * time.Minute
 )

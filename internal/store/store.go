@@ -183,6 +183,7 @@ func (s *Store) compact(ctx context.Context, r *running) error {
 	tick := time.NewTicker(s.compactEvery)
 	defer tick.Stop()
 	var done, next int64
+	var warned bool
 	for {
 		select {
 		case <-ctx.Done():
@@ -198,5 +199,11 @@ func (s *Store) compact(ctx context.Context, r *running) error {
 			}
 		}
 		next = min(r.follow.applied.Load(), r.commit.settled.Load())
+		if used := r.server.Server.Backend().SizeInUse(); used < quotaWarning {
+			warned = false
+		} else if !warned {
+			warned = true
+			s.cfg.Log.Warn("the database nears its quota, behind which writes are refused", "bytes", used, "quota", int64(quotaBytes))
+		}
 	}
 }
