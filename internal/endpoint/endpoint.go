@@ -19,9 +19,9 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"reflect"
 	"regexp"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -42,6 +42,7 @@ var (
 	ErrPortTaken   = errors.New("the host port is taken")
 	ErrNoEndpoint  = errors.New("no such endpoint")
 	ErrNotThisNode = errors.New("the endpoint lives on another node")
+	ErrAttached    = errors.New("a workload of that name is attached from another namespace")
 )
 
 // callTimeout bounds one round of kernel and catalogue work for one endpoint.
@@ -52,6 +53,8 @@ type Registry interface {
 	// CreateEndpoint records the endpoint with addresses leased for it; the same
 	// endpoint again answers with what is recorded.
 	CreateEndpoint(ctx context.Context, e model.Endpoint, want []netip.Addr) (model.Endpoint, model.Index, error)
+	// UpdateEndpoint changes a record but for its identity and addresses.
+	UpdateEndpoint(ctx context.Context, e model.Endpoint) (model.Index, error)
 	// DeleteEndpoint removes the record and returns the addresses.
 	DeleteEndpoint(ctx context.Context, id model.EndpointID) (model.Index, error)
 	// CreateNetwork records a network that nobody has.
@@ -69,6 +72,8 @@ type Driver interface {
 	SetRules(ctx context.Context, r netdrv.Rules) error
 	HoldPort(proto model.Protocol, port uint16) (io.Closer, error)
 	Claims(ctx context.Context) ([]ipam.Claim, error)
+	// Identity names the namespace that a path leads to.
+	Identity(path string) (string, error)
 }
 
 // Path is the eBPF data path.
@@ -176,6 +181,9 @@ func (s *Set) Attach(ctx context.Context, r model.Endpoint, want []netip.Addr) (
 	if err != nil {
 		return model.Endpoint{}, err
 	}
+	if e.NSID, err = s.cfg.Driver.Identity(e.NetNS); err != nil {
+		return model.Endpoint{}, fmt.Errorf("attach %s: %w", r.Workload, err)
+	}
 	unlock := s.locks.lock(e.ID)
 	defer unlock()
 
@@ -188,11 +196,20 @@ func (s *Set) Attach(ctx context.Context, r model.Endpoint, want []netip.Addr) (
 		return model.Endpoint{}, err
 	}
 	before, _ := snap.Endpoint(e.ID)
+	if before != nil && before.NSID != e.NSID {
+		alive, err := s.alive(before)
+		if err != nil {
+			return model.Endpoint{}, fmt.Errorf("attach %s to %s: %w", r.Workload, r.Network, err)
+		}
+		if alive {
+			return model.Endpoint{}, fmt.Errorf("attach %s to %s: %w (%s); stop that one or choose another name", r.Workload, r.Network, ErrAttached, before.NetNS)
+		}
+	}
 	held, err := s.holdPorts(e)
 	if err != nil {
 		return model.Endpoint{}, err
 	}
-	e, _, err = s.cfg.Registry.CreateEndpoint(ctx, e, want)
+	e, err = s.record(ctx, e, want)
 	if err != nil {
 		closeAll(held)
 		return model.Endpoint{}, fmt.Errorf("attach %s to %s: %w", r.Workload, r.Network, err)
@@ -204,6 +221,37 @@ func (s *Set) Attach(ctx context.Context, r model.Endpoint, want []netip.Addr) (
 		return model.Endpoint{}, fmt.Errorf("attach %s to %s: %w", r.Workload, r.Network, err)
 	}
 	return e, nil
+}
+
+// record writes the endpoint down: a new one with leased addresses, one that is
+// there with what is new of it.
+func (s *Set) record(ctx context.Context, e model.Endpoint, want []netip.Addr) (model.Endpoint, error) {
+	now, _, err := s.cfg.Registry.CreateEndpoint(ctx, e, want)
+	if err != nil || same(now, e) {
+		return now, err
+	}
+	e.Addrs = now.Addrs
+	_, err = s.cfg.Registry.UpdateEndpoint(ctx, e)
+	return e, err
+}
+
+// same reports whether a record says what was asked for, addresses aside.
+func same(recorded, asked model.Endpoint) bool {
+	recorded.Stamp, asked.Stamp = model.Stamp{}, model.Stamp{}
+	recorded.Addrs, asked.Addrs = nil, nil
+	return reflect.DeepEqual(recorded, asked)
+}
+
+// alive reports whether the namespace that an endpoint was recorded with is
+// still there. An error means that it cannot be told.
+func (s *Set) alive(e *model.Endpoint) (bool, error) {
+	id, err := s.cfg.Driver.Identity(e.NetNS)
+	for _, gone := range []error{netdrv.ErrNoNamespace, netdrv.ErrNotNamespace, netdrv.ErrHostNamespace} {
+		if errors.Is(err, gone) {
+			return false, nil
+		}
+	}
+	return id == e.NSID, err
 }
 
 // draft turns a request into the record that it asks for.
@@ -224,8 +272,7 @@ func (s *Set) draft(r model.Endpoint) (model.Endpoint, error) {
 	return model.Endpoint{
 		ID: id, Workload: r.Workload, Network: r.Network, Node: s.cfg.Node,
 		Aliases: r.Aliases, Ports: ports, NetNS: r.NetNS,
-		MAC:    "02:" + colons(string(id[:10])),
-		HostIf: "flv" + string(id[:8]),
+		HostIf: netdrv.HostIf(id),
 		Stamp:  model.Stamp{Owner: model.NodeOwner(s.cfg.Node)},
 	}, nil
 }
@@ -297,17 +344,6 @@ func (s *Set) problem(what string, err error) {
 		return
 	}
 	s.problems[what] = err.Error()
-}
-
-func colons(hexed string) string {
-	var b strings.Builder
-	for i := 0; i+1 < len(hexed); i += 2 {
-		if i > 0 {
-			b.WriteByte(':')
-		}
-		b.WriteString(hexed[i : i+2])
-	}
-	return b.String()
 }
 
 // keyed is one lock per endpoint; a lock that nobody holds takes no memory.

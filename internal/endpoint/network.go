@@ -10,8 +10,11 @@ import (
 	"github.com/fairlead-net/fairlead/internal/model"
 )
 
-// ErrNetworkName refuses a name that cannot be a DNS label.
-var ErrNetworkName = errors.New("not a valid network name")
+// The refusals of CreateNetwork beside those of ipam.
+var (
+	ErrNetworkName = errors.New("not a valid network name")
+	ErrBadNetwork  = errors.New("not a valid network")
+)
 
 // The bounds of a network's MTU in bytes: IPv6's minimum (RFC 8200) and what a
 // veth takes.
@@ -73,7 +76,7 @@ func (s *Set) draftNetwork(ctx context.Context, n model.Network) (model.Network,
 		return n, fmt.Errorf("driver %q: %w: %q is the one there is", n.Driver, ErrDriver, model.DriverBridge)
 	}
 	if n.MTU != 0 && (n.MTU < minMTU || n.MTU > maxMTU) {
-		return n, fmt.Errorf("mtu %d: want %d to %d bytes, or 0 for the default", n.MTU, minMTU, maxMTU)
+		return n, fmt.Errorf("mtu %d: %w: want %d to %d bytes, or 0 for the default", n.MTU, ErrBadNetwork, minMTU, maxMTU)
 	}
 	n.Node = s.cfg.Node
 	n.Owner = model.OwnerOperator
@@ -95,10 +98,10 @@ func (s *Set) draftNetwork(ctx context.Context, n model.Network) (model.Network,
 	for i, p := range n.Pools {
 		pool, err := ipam.NewPool(p.Prefix, p.Gateway, p.Reserved)
 		if err != nil {
-			return n, fmt.Errorf("subnet %s: %w", p.Prefix, err)
+			return n, fmt.Errorf("subnet %s: %w: %w", p.Prefix, ErrBadNetwork, err)
 		}
 		if was, twice := families[pool.Prefix.Addr().Is4()]; twice {
-			return n, fmt.Errorf("subnets %s and %s are of one family; a network has at most one of each", was, pool.Prefix)
+			return n, fmt.Errorf("subnets %s and %s: %w: they are of one family, and a network has at most one of each", was, pool.Prefix, ErrBadNetwork)
 		}
 		families[pool.Prefix.Addr().Is4()] = pool.Prefix
 		if err := ipam.CheckOverlap(pool.Prefix, claims); err != nil {

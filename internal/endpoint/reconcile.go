@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -159,7 +158,11 @@ func (s *Set) restore(ctx context.Context, id model.EndpointID) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if _, err := os.Stat(e.NetNS); errors.Is(err, os.ErrNotExist) {
+	alive, err := s.alive(e)
+	if err != nil {
+		return err
+	}
+	if !alive {
 		s.log.Info("collect endpoint of a vanished namespace", "endpoint", id, "network", e.Network)
 		err := s.unplug(ctx, *e)
 		_, derr := s.cfg.Registry.DeleteEndpoint(ctx, id)

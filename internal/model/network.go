@@ -102,8 +102,10 @@ type Endpoint struct {
 	// HostIf is the name of the host-side interface.
 	HostIf string          `json:"host_if"`
 	Ports  []PublishedPort `json:"ports,omitempty"`
-	// NetNS is the path of the workload's network namespace on its node.
+	// NetNS is the path of the workload's network namespace on its node, and NSID
+	// names the namespace that it led to: a path can come to lead to another.
 	NetNS string `json:"netns"`
+	NSID  string `json:"nsid,omitempty"`
 	Stamp
 }
 

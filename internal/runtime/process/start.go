@@ -231,3 +231,8 @@ func lookPath(spec Spec) (string, error) {
 	}
 	return exec.LookPath(name)
 }
+
+// Signal sends a signal to the supervisor, which passes it on to the command.
+func (s *Started) Signal(sig os.Signal) {
+	_ = s.cmd.Process.Signal(sig) // one that has just ended needs none
+}

@@ -1,0 +1,219 @@
+package node
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+)
+
+// workloadCgroup is the cgroup that workloads live in: beside the agent's own,
+// so that ending the agent's leaves them alone.
+const workloadCgroup = "fairlead.slice"
+
+// bpfMountMark remembers that the bpf file system was mounted by an agent.
+const bpfMountMark = "mounted-bpffs"
+
+// ErrHost says what this machine lacks for an agent.
+var ErrHost = errors.New("this host cannot run an agent")
+
+// Check says what is wrong with a configuration on this machine, without
+// changing anything of it.
+func Check(cfg Config) error {
+	var errs []error
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%w: it needs root, to make network namespaces and load eBPF programs; run it with sudo or as a system service", ErrHost)
+	}
+	if _, err := cfg.cgroup(); err != nil {
+		errs = append(errs, err)
+	}
+	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
+		errs = append(errs, fmt.Errorf("%w: the kernel has no BTF (CONFIG_DEBUG_INFO_BTF): %w", ErrHost, err))
+	}
+	if !cfg.Dev {
+		errs = append(errs, usableDir("data-dir", cfg.DataDir))
+	}
+	errs = append(errs, usableDir("run-dir", cfg.RunDir))
+	return errors.Join(errs...)
+}
+
+// usableDir refuses a directory that is there and cannot be used.
+func usableDir(setting, path string) error {
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("%s %s: %w", setting, path, err)
+	case !st.IsDir():
+		return fmt.Errorf("%s %s: it is not a directory", setting, path)
+	}
+	if _, err := os.ReadDir(path); err != nil {
+		return fmt.Errorf("%s %s: %w", setting, path, err)
+	}
+	return nil
+}
+
+// cgroup is the directory that the balancer's programs attach to.
+func (c Config) cgroup() (string, error) {
+	if c.Cgroup == "" {
+		return cgroupRoot()
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(c.Cgroup, &st); err != nil {
+		return "", fmt.Errorf("cgroup %s: %w", c.Cgroup, err)
+	}
+	if uint32(st.Type) != unix.CGROUP2_SUPER_MAGIC {
+		return "", fmt.Errorf("cgroup %s: it is not in a cgroup v2 hierarchy; 'mount -t cgroup2' lists where there is one", c.Cgroup)
+	}
+	return c.Cgroup, nil
+}
+
+// cgroupRoot finds where cgroup v2 is mounted: /sys/fs/cgroup, or beside the
+// older version's hierarchies.
+func cgroupRoot() (string, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return "", fmt.Errorf("find the cgroup v2 hierarchy: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // read only
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		before, after, ok := strings.Cut(lines.Text(), " - ")
+		fields := strings.Fields(before)
+		if ok && strings.HasPrefix(after, "cgroup2 ") && len(fields) > 4 && fields[3] == "/" {
+			return fields[4], nil
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return "", fmt.Errorf("find the cgroup v2 hierarchy: %w", err)
+	}
+	return "", fmt.Errorf("%w: cgroup v2 is not mounted; 'mount -t cgroup2 none /sys/fs/cgroup' mounts it", ErrHost)
+}
+
+// vipPools are the prefixes of virtual addresses, IPv4 first.
+func (c Config) vipPools() ([]netip.Prefix, error) {
+	v4, err := netip.ParsePrefix(c.VIPPool)
+	if err != nil {
+		return nil, fmt.Errorf("vip-pool: %w", err)
+	}
+	v6, err := netip.ParsePrefix(c.VIPPool6)
+	if err != nil {
+		return nil, fmt.Errorf("vip-pool6: %w", err)
+	}
+	return []netip.Prefix{v4, v6}, nil
+}
+
+func pinDir(cfg Config, id string) string { return filepath.Join(cfg.BPFFS, "fairlead", id) }
+
+// mountBPF mounts the bpf file system where there is none, and remembers it.
+func mountBPF(cfg Config) error {
+	var st unix.Statfs_t
+	err := unix.Statfs(cfg.BPFFS, &st)
+	if err == nil && uint32(st.Type) == unix.BPF_FS_MAGIC {
+		return nil
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		err = os.MkdirAll(cfg.BPFFS, 0o700)
+	}
+	if err != nil {
+		return fmt.Errorf("bpffs %s: %w", cfg.BPFFS, err)
+	}
+	if err := os.WriteFile(filepath.Join(cfg.RunDir, bpfMountMark), []byte(cfg.BPFFS+"\n"), 0o600); err != nil {
+		return fmt.Errorf("bpffs %s: %w", cfg.BPFFS, err)
+	}
+	if err := unix.Mount("bpf", cfg.BPFFS, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return fmt.Errorf("bpffs %s: mount it: %w", cfg.BPFFS, err)
+	}
+	return nil
+}
+
+// identityDir keeps the node's id: for good, or in development until the next
+// boot.
+func identityDir(cfg Config) string {
+	if cfg.Dev {
+		return cfg.RunDir
+	}
+	return cfg.DataDir
+}
+
+// nodeID is the node's UUID, made at its first start.
+func nodeID(dir string) (string, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("node id: %w", err)
+	}
+	path := filepath.Join(dir, "node-id")
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		id := uuid.NewString()
+		if err := os.WriteFile(path, []byte(id+"\n"), 0o600); err != nil {
+			return "", fmt.Errorf("node id: %w", err)
+		}
+		return id, nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("node id: %w", err)
+	}
+	id, err := uuid.Parse(strings.TrimSpace(string(b)))
+	if err != nil {
+		return "", fmt.Errorf("node id in %s: %w; remove the file to be a new node", path, err)
+	}
+	return id.String(), nil
+}
+
+// runLock is one agent's claim on a run directory: a locked file with its
+// process number. The kernel drops the lock with the process.
+type runLock struct{ file *os.File }
+
+func lockPath(runDir string) string { return filepath.Join(runDir, "agent.pid") }
+
+// lockRunDir claims the run directory, or says which process has it.
+func lockRunDir(dir string) (*runLock, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("run-dir: %w", err)
+	}
+	f, err := os.OpenFile(lockPath(dir), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("run-dir: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer f.Close() //nolint:errcheck // the lock is another's
+		if pid := pidIn(f); pid > 0 && errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("run-dir %s is in use by another agent (pid %d); stop it, or give this one its own --run-dir, --data-dir and addresses", dir, pid)
+		}
+		return nil, fmt.Errorf("run-dir %s is in use by another agent: %w", dir, err)
+	}
+	if err := errors.Join(f.Truncate(0), writeAt0(f, strconv.Itoa(os.Getpid())+"\n")); err != nil {
+		return nil, errors.Join(fmt.Errorf("run-dir: %w", err), f.Close())
+	}
+	return &runLock{f}, nil
+}
+
+func writeAt0(f *os.File, s string) error {
+	_, err := f.WriteAt([]byte(s), 0)
+	return err
+}
+
+// release gives the directory up. The file stays, so that two processes cannot
+// lock two files of one name.
+func (l *runLock) release() error { return errors.Join(l.file.Truncate(0), l.file.Close()) }
+
+func pidIn(f *os.File) int {
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, 32))
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return 0
+	}
+	return pid
+}

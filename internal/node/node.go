@@ -1,0 +1,321 @@
+// Package node assembles an agent: it reads the configuration, makes the boxes,
+// wires them and runs them in order. It holds no logic of its own beyond what is
+// needed to fit one box to the next; nothing imports it but commands and tests.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/fairlead-net/fairlead/api"
+	"github.com/fairlead-net/fairlead/internal/consulapi"
+	"github.com/fairlead-net/fairlead/internal/datapath"
+	"github.com/fairlead-net/fairlead/internal/dns"
+	"github.com/fairlead-net/fairlead/internal/endpoint"
+	"github.com/fairlead-net/fairlead/internal/lb"
+	"github.com/fairlead-net/fairlead/internal/local"
+	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/nativeapi"
+	"github.com/fairlead-net/fairlead/internal/netdrv"
+	"github.com/fairlead-net/fairlead/internal/registry"
+	"github.com/fairlead-net/fairlead/internal/runtime/process"
+	"github.com/fairlead-net/fairlead/internal/state"
+	"github.com/fairlead-net/fairlead/internal/store"
+	"github.com/fairlead-net/fairlead/internal/task"
+	"github.com/fairlead-net/fairlead/internal/workload"
+)
+
+// Agent is one agent, assembled.
+type Agent struct {
+	cfg     Config
+	version string
+	log     *slog.Logger
+	self    model.Node
+	host    api.Host
+
+	state     *state.State
+	store     *store.Store
+	registry  *registry.Registry
+	local     *local.Agent
+	net       *netdrv.Host
+	maps      *datapath.Kernel
+	dns       *dns.Server
+	endpoints *endpoint.Set
+	workloads *workload.Set
+	balancer  *lb.Balancer
+	metrics   *prometheus.Registry
+	ready     atomic.Bool
+	closers   []func() error
+}
+
+// Run runs an agent until ctx ends. The data path and the workloads outlive it.
+//
+// What Check finds wrong ends it before anything of the machine was changed.
+func Run(ctx context.Context, cfg Config, version string, log *slog.Logger) (err error) {
+	if err := Check(cfg); err != nil {
+		return err
+	}
+	// Below this line the machine is changed.
+	lock, err := lockRunDir(cfg.RunDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.release()) }()
+	a := &Agent{cfg: cfg, version: version, log: log, state: state.New()}
+	defer func() { err = errors.Join(err, a.close()) }()
+	if err := a.assemble(); err != nil {
+		return err
+	}
+	log.Info("agent starts", "node", a.self.Name, "site", cfg.Site, "version", version, "http", cfg.HTTPAddr, "dns", cfg.DNSAddr)
+	return task.Run(ctx, a.units()...)
+}
+
+// assemble makes every box; none of them starts.
+func (a *Agent) assemble() error {
+	id, err := nodeID(identityDir(a.cfg))
+	if err != nil {
+		return err
+	}
+	a.self = model.Node{
+		ID: id, Name: model.NodeName(a.cfg.NodeName), Address: a.cfg.Advertise, Datacenter: a.cfg.Site,
+		TaggedAddresses: map[string]string{"lan": a.cfg.Advertise, "wan": a.cfg.Advertise},
+		Meta:            map[string]string{"consul-network-segment": "", "fairlead-version": a.version},
+	}
+	pools, err := a.cfg.vipPools()
+	if err != nil {
+		return err
+	}
+	a.store = store.New(store.Config{Dir: a.dataDir("registry"), Name: a.cfg.NodeName, Log: a.log}, a.state)
+	a.registry = registry.New(a.store, a.state, registry.Config{Node: a.self.Name, VIPPool4: pools[0], VIPPool6: pools[1], Log: a.log})
+	if a.local, err = local.Open(local.Config{Dir: a.dataDir("local"), Node: a.self, Log: a.log}, a.registry, a.state); err != nil {
+		return err
+	}
+	if err := a.openKernel(pools); err != nil {
+		return err
+	}
+	a.dns = dns.New(dns.Config{Addr: a.cfg.DNSAddr, Node: a.self.Name, Site: a.cfg.Site, ResolvConf: a.cfg.ResolvConf, Log: a.log}, a.state)
+	cookie, err := a.net.Cookie("")
+	if err != nil {
+		return err
+	}
+	a.endpoints = endpoint.New(endpoint.Config{
+		Node: a.self.Name, State: a.state, Registry: a.registry, Driver: a.net, Path: a.maps, Resolver: a.dns,
+		VIPPools: pools, HostCookie: cookie, Log: a.log,
+	})
+	a.workloads = workload.New(workload.Config{
+		Node: a.self.Name, State: a.state, Endpoints: a.endpoints, Registrations: a.local,
+		Processes: process.NewTable(a.cfg.RunDir), Firewalls: a.net, Domain: "internal", Log: a.log,
+	})
+	a.balancer = lb.New(lb.Config{
+		Node: a.self.Name, State: a.state, Maps: a.maps, Log: a.log,
+		Local: &callers{endpoints: a.endpoints, net: a.net, maps: a.maps, log: a.log},
+	})
+	return a.openMetrics()
+}
+
+// openKernel opens the network and the data path. Pinned programs and maps of a
+// predecessor are taken over as they are.
+func (a *Agent) openKernel(pools []netip.Prefix) (err error) {
+	if a.net, err = netdrv.New(netdrv.Config{StateDir: a.cfg.RunDir, VIPPools: pools, Log: a.log}); err != nil {
+		return err
+	}
+	a.closers = append(a.closers, a.net.Close)
+	cgroup, err := a.cfg.cgroup()
+	if err != nil {
+		return err
+	}
+	a.host = api.Host{Node: a.cfg.NodeName, RunDir: a.cfg.RunDir, Cgroup: filepath.Join(cgroup, workloadCgroup)}
+	if err := mountBPF(a.cfg); err != nil {
+		return err
+	}
+	if a.maps, err = datapath.Load(datapath.Config{Cgroup: cgroup, PinDir: pinDir(a.cfg, a.self.ID)}); err != nil {
+		return fmt.Errorf("load the data path: %w", err)
+	}
+	a.closers = append(a.closers, a.maps.Close)
+	if err := a.maps.SetVIPPools(pools[0], pools[1]); err != nil {
+		return fmt.Errorf("load the data path: %w", err)
+	}
+	return nil
+}
+
+// units is the order of the start: first what knows, then what acts on it, last
+// what lets others in. They stop in reverse.
+func (a *Agent) units() []task.Unit {
+	return []task.Unit{
+		{Name: "store", Run: a.store.Run},
+		// The server's own records come before the node's, since instances need
+		// their node and callers its health.
+		{Name: "presence", Run: a.presence},
+		{Name: "local", Run: a.local.Run},
+		{Name: "network", Run: a.net.Run},
+		{Name: "dns", Run: a.dns.Run},
+		// Endpoints listen on the resolver; the balancer picks by their scopes.
+		{Name: "endpoints", Run: a.endpoints.Run},
+		{Name: "workloads", Run: a.workloads.Run},
+		{Name: "balancer", Run: a.balancer.Run},
+		{Name: "activate", Run: a.activate},
+		{Name: "http", Run: a.serve},
+	}
+}
+
+// presence records this node and its health, which belongs to the servers.
+func (a *Agent) presence(ctx context.Context, ready func()) error {
+	self := a.self
+	self.Owner = model.NodeOwner(self.Name)
+	if _, err := a.registry.RegisterNode(ctx, self); err != nil {
+		return fmt.Errorf("register this node: %w", err)
+	}
+	if _, err := a.registry.PutCheck(ctx, model.Check{
+		Node: self.Name, ID: model.SerfHealth, Name: "Serf Health Status", Status: model.Passing,
+		Output: "Agent alive and reachable", Stamp: model.Stamp{Owner: model.OwnerServers},
+	}); err != nil {
+		return fmt.Errorf("record this node's health: %w", err)
+	}
+	ready()
+	<-ctx.Done()
+	return nil
+}
+
+// activate switches to this binary's programs where an earlier layout was at
+// work until now: the balancer has filled the new maps.
+func (a *Agent) activate(ctx context.Context, ready func()) error {
+	if err := a.maps.Activate(); err != nil {
+		return fmt.Errorf("activate the data path: %w", err)
+	}
+	ready()
+	<-ctx.Done()
+	return nil
+}
+
+func (a *Agent) close() error {
+	var errs []error
+	for i := len(a.closers) - 1; i >= 0; i-- {
+		errs = append(errs, a.closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// dataDir is a directory below the data directory; none in development.
+func (a *Agent) dataDir(name string) string {
+	if a.cfg.Dev {
+		return ""
+	}
+	return filepath.Join(a.cfg.DataDir, name)
+}
+
+// leaderPort is the port that Consul's servers name in their addresses. Clients
+// show it and do not connect to it.
+const leaderPort = "8300"
+
+// cluster tells the Consul API of the servers.
+type cluster struct {
+	store *store.Store
+	addr  string
+}
+
+func (c cluster) Leader() string {
+	if c.store.Status().Leader == "" {
+		return ""
+	}
+	return c.addr
+}
+
+func (c cluster) Peers() []string { return []string{c.addr} }
+
+func (c cluster) ReadIndex(ctx context.Context) (model.Index, error) { return c.store.ReadIndex(ctx) }
+
+// status is how this agent is doing.
+func (a *Agent) status(ctx context.Context) api.Status {
+	snap := a.state.Snapshot()
+	st := a.store.Status()
+	services, _ := snap.Services()
+	nodes, _ := snap.Nodes()
+	networks, _ := snap.Networks()
+	endpoints, _ := snap.Endpoints()
+	out := api.Status{
+		Node: a.cfg.NodeName, Site: a.cfg.Site, Version: a.version, PID: os.Getpid(), Leader: st.Leader, Servers: st.Peers,
+		Index: uint64(snap.Index()), Services: len(services), Nodes: len(nodes), Networks: len(networks), Problems: a.problems(ctx),
+	}
+	for _, e := range endpoints {
+		if e.Node == a.self.Name {
+			out.Endpoints++
+		}
+	}
+	return out
+}
+
+// problems lists what needs a person.
+func (a *Agent) problems(ctx context.Context) []string {
+	all := append([]string{}, a.endpoints.Problems()...)
+	st := a.store.Status()
+	if st.Leader == "" {
+		all = append(all, "the registry has no leader: nothing can be changed")
+	}
+	for _, alarm := range st.Alarms {
+		all = append(all, "the registry raised the alarm "+alarm)
+	}
+	drops, err := a.net.ForeignDrops(ctx)
+	if err != nil {
+		all = append(all, "look for foreign packet filters: "+err.Error())
+	}
+	for _, d := range drops {
+		all = append(all, "this host's own firewall drops forwarded packets: "+d)
+	}
+	for id, why := range a.local.Status().Rejected {
+		all = append(all, fmt.Sprintf("service %s is refused by the catalogue: %s", id, why))
+	}
+	return all
+}
+
+// handler is everything the agent answers over HTTP.
+func (a *Agent) handler() http.Handler {
+	mux := http.NewServeMux()
+	consul := consulapi.New(consulapi.Config{Node: a.self, Version: a.version, Log: a.log}, a.state, a.local, a.registry,
+		cluster{a.store, a.cfg.Advertise + ":" + leaderPort})
+	native := nativeapi.New(nativeapi.Config{
+		Networks: a.endpoints, Workloads: a.workloads, State: a.state, Host: a.host, Status: a.status,
+		Datapath: func() (string, error) { return datapath.Dump(a.maps) }, Classify: httpStatus, Log: a.log,
+	})
+	mux.Handle("GET /healthz", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("ok\n")) // a caller that went away is not our error
+	}))
+	mux.Handle("GET /readyz", http.HandlerFunc(a.readyz))
+	mux.Handle("GET /metrics", a.metricsHandler())
+	// The Consul API takes its paths raw: a KV key may hold "//".
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case underPrefix(r.URL.Path, api.Prefix):
+			native.ServeHTTP(w, r)
+		case r.URL.Path == "/healthz" || r.URL.Path == "/readyz" || r.URL.Path == "/metrics":
+			mux.ServeHTTP(w, r)
+		default:
+			consul.ServeHTTP(w, r)
+		}
+	})
+}
+
+// readyz says whether this agent can be relied on: everything has started and
+// the registry can be written.
+func (a *Agent) readyz(w http.ResponseWriter, _ *http.Request) {
+	switch {
+	case !a.ready.Load():
+		http.Error(w, "starting", http.StatusServiceUnavailable)
+	case a.store.Status().Leader == "":
+		http.Error(w, "the registry has no leader", http.StatusServiceUnavailable)
+	default:
+		_, _ = w.Write([]byte("ready\n")) // a caller that went away is not our error
+	}
+}
+
+// shutdownGrace bounds the wait for requests under way when the agent stops.
+const shutdownGrace = 2 * time.Second

@@ -1,0 +1,154 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/fairlead-net/fairlead/internal/endpoint"
+	"github.com/fairlead-net/fairlead/internal/ipam"
+	"github.com/fairlead-net/fairlead/internal/netdrv"
+	"github.com/fairlead-net/fairlead/internal/registry"
+	"github.com/fairlead-net/fairlead/internal/store"
+	"github.com/fairlead-net/fairlead/internal/workload"
+)
+
+// serve answers HTTP until ctx ends; requests that wait for a change are sent
+// home then.
+func (a *Agent) serve(ctx context.Context, ready func()) error {
+	l, err := net.Listen("tcp", a.cfg.HTTPAddr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("http-addr %s is in use: another agent or program listens there; stop it or set --http-addr", a.cfg.HTTPAddr)
+	}
+	if err != nil {
+		return fmt.Errorf("http-addr %s: %w", a.cfg.HTTPAddr, err)
+	}
+	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	srv := &http.Server{
+		Handler: a.handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		BaseContext: func(net.Listener) context.Context { return base },
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	a.ready.Store(true)
+	ready()
+	a.log.Info("agent is ready", "http", l.Addr().String())
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve HTTP: %w", err)
+	case <-ctx.Done():
+	}
+	a.ready.Store(false)
+	cancel()
+	end, stop := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	defer stop()
+	if err := srv.Shutdown(end); err != nil {
+		err = srv.Close()
+		<-served
+		return err
+	}
+	<-served // it says http.ErrServerClosed
+	return nil
+}
+
+func underPrefix(path, prefix string) bool {
+	return path == prefix || strings.HasPrefix(path, prefix+"/")
+}
+
+// statuses says how the errors of the boxes look over HTTP.
+var statuses = []struct {
+	err    error
+	status int
+}{
+	{endpoint.ErrNoNetwork, http.StatusNotFound},
+	{endpoint.ErrNoEndpoint, http.StatusNotFound},
+	{workload.ErrNoWorkload, http.StatusNotFound},
+	{registry.ErrUnknownNetwork, http.StatusNotFound},
+	{registry.ErrUnknownEndpoint, http.StatusNotFound},
+	{registry.ErrExists, http.StatusConflict},
+	{registry.ErrNameTaken, http.StatusConflict},
+	{registry.ErrPortTaken, http.StatusConflict},
+	{registry.ErrInUse, http.StatusConflict},
+	{registry.ErrOwner, http.StatusConflict},
+	{endpoint.ErrPortTaken, http.StatusConflict},
+	{endpoint.ErrOtherNode, http.StatusConflict},
+	{endpoint.ErrAttached, http.StatusConflict},
+	{ipam.ErrExhausted, http.StatusConflict},
+	{ipam.ErrTaken, http.StatusConflict},
+	{endpoint.ErrName, http.StatusBadRequest},
+	{endpoint.ErrNetworkName, http.StatusBadRequest},
+	{endpoint.ErrPort, http.StatusBadRequest},
+	{endpoint.ErrDriver, http.StatusBadRequest},
+	{endpoint.ErrBadNetwork, http.StatusBadRequest},
+	{workload.ErrSpec, http.StatusBadRequest},
+	{registry.ErrInvalid, http.StatusBadRequest},
+	{netdrv.ErrNoNamespace, http.StatusBadRequest},
+	{netdrv.ErrNotNamespace, http.StatusBadRequest},
+	{netdrv.ErrHostNamespace, http.StatusBadRequest},
+	{store.ErrNoLeader, http.StatusServiceUnavailable},
+}
+
+// httpStatus is the status of an error, 0 for one that nobody foresaw.
+func httpStatus(err error) int {
+	var overlap *ipam.OverlapError
+	if errors.As(err, &overlap) {
+		return http.StatusConflict
+	}
+	for _, s := range statuses {
+		if errors.Is(err, s.err) {
+			return s.status
+		}
+	}
+	return 0
+}
+
+// openMetrics registers what /metrics shows.
+func (a *Agent) openMetrics() error {
+	a.metrics = prometheus.NewRegistry()
+	gauge := func(name, help string, f func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "fairlead", Name: name, Help: help}, f)
+	}
+	count := func(name, help string, f func() float64) prometheus.Collector {
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "fairlead", Name: name, Help: help}, f)
+	}
+	stats := func() store.Stats { return a.store.Status().Stats }
+	for _, c := range []prometheus.Collector{
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		gauge("state_index", "Revision of the newest snapshot.", func() float64 { return float64(a.state.Snapshot().Index()) }),
+		gauge("services", "Services in the catalogue.", func() float64 { s, _ := a.state.Snapshot().Services(); return float64(len(s)) }),
+		gauge("endpoints", "Endpoints in the catalogue.", func() float64 { e, _ := a.state.Snapshot().Endpoints(); return float64(len(e)) }),
+		gauge("endpoint_problems", "Networks and endpoints that do not stand as wanted.", func() float64 { return float64(len(a.endpoints.Problems())) }),
+		gauge("store_size_bytes", "Size of the registry's database.", func() float64 { return float64(a.store.Status().DBSize) }),
+		gauge("store_has_leader", "1 while the registry has a leader.", func() float64 {
+			if a.store.Status().Leader == "" {
+				return 0
+			}
+			return 1
+		}),
+		count("store_batches_total", "Transactions proposed to the log.", func() float64 { return float64(stats().Batches) }),
+		count("store_operations_total", "Writes committed in them.", func() float64 { return float64(stats().Ops) }),
+		count("store_conflicts_total", "Writes that waited for a later batch.", func() float64 { return float64(stats().Conflicts) }),
+		count("datapath_redirected_total", "Packets handed from endpoint to endpoint.", func() float64 { return float64(a.counters().Redirected) }),
+		count("datapath_spoofed_total", "Packets dropped for a source address that is not their endpoint's.", func() float64 { return float64(a.counters().Spoofed) }),
+	} {
+		if err := a.metrics.Register(c); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return a.dns.Register(a.metrics)
+}
+
+func (a *Agent) metricsHandler() http.Handler {
+	return promhttp.HandlerFor(a.metrics, promhttp.HandlerOpts{})
+}
