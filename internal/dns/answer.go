@@ -50,6 +50,7 @@ type answering struct {
 	qtype  uint16
 	domain string // the one of ours that the name is in, or "" outside of them
 	m      *miekg.Msg
+	spare  []ipv4Record // for answers to come
 	chain  int
 	leads  bool // the answer ends in an alias for a name that is not ours
 	// endless: aliases lead to aliases, in a circle or nearly so.

@@ -230,18 +230,28 @@ func TestForwardSpoofed(t *testing.T) {
 }
 
 func TestNeverForwardToOurselves(t *testing.T) {
-	_, port, err := net.SplitHostPort(deadAddr(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := start(t, Config{Addr: "0.0.0.0:" + port, Forwarders: []string{"127.0.0.1:" + port, "[::1]:" + port}})
-	m := query(t, "udp", "127.0.0.1:"+port, "example.com.", miekg.TypeA)
+	at := deadAddr(t)
+	s := start(t, Config{Addr: at, Forwarders: []string{at}})
+	m := query(t, "udp", at, "example.com.", miekg.TypeA)
 	if m.Rcode != miekg.RcodeServerFailure || !strings.Contains(because(m), errNoForwarder.Error()) {
 		t.Error(m)
 	}
-	extra := netip.MustParseAddrPort("127.0.0.3:" + port)
-	if !s.answersAt(extra) || s.answersAt(netip.AddrPortFrom(extra.Addr(), 1)) {
-		t.Error("answersAt does not know a wildcard's addresses")
+	for _, tt := range []struct {
+		listening, forwarder string
+		ours                 bool
+	}{
+		{"127.0.0.1:53", "127.0.0.1:53", true},
+		{"127.0.0.1:53", "127.0.0.53:53", false},
+		{"127.0.0.1:8600", "127.0.0.1:53", false},
+		{"0.0.0.0:53", "127.0.0.53:53", true},
+		{"[::]:53", "[::1]:53", true},
+		{"0.0.0.0:53", "192.0.2.1:53", false},
+		{"[fd00::1]:53", "[fd00::1]:53", true},
+	} {
+		s.Server.at.Store(&[]netip.AddrPort{netip.MustParseAddrPort(tt.listening)})
+		if got := s.answersAt(netip.MustParseAddrPort(tt.forwarder)); got != tt.ours {
+			t.Errorf("listening at %s, %s is ours: %v", tt.listening, tt.forwarder, got)
+		}
 	}
 }
 
@@ -294,8 +304,7 @@ func TestForwardBusy(t *testing.T) {
 func TestEndWhileForwarding(t *testing.T) {
 	asked := make(chan struct{}, 8)
 	r := startResolver(t, func(miekg.ResponseWriter, *miekg.Msg) { asked <- struct{}{} })
-	s := start(t, Config{Forwarders: []string{r.at}})
-	s.forward.timeout = time.Hour
+	s := startWith(t, Config{Forwarders: []string{r.at}}, time.Hour)
 	conn, err := miekg.Dial("udp", s.at)
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package dns
 import (
 	"encoding/hex"
 	"net/netip"
+	"slices"
 	"strings"
 
 	miekg "github.com/miekg/dns"
@@ -17,12 +18,35 @@ const (
 
 func (a *answering) wants(t uint16) bool { return a.qtype == t || a.qtype == miekg.TypeANY }
 
+// expect makes room for n more answers.
+func (a *answering) expect(n int) {
+	a.m.Answer = slices.Grow(a.m.Answer, n)
+	if a.wants(miekg.TypeA) {
+		a.spare = make([]ipv4Record, n)
+	}
+}
+
+// ipv4Record is an A record with its address beside it, the most common answer
+// by far.
+type ipv4Record struct {
+	rr miekg.A
+	ip [4]byte
+}
+
 // add puts a record into the answer.
 func (a *answering) add(rr miekg.RR) { a.m.Answer = append(a.m.Answer, rr) }
 
 // addAddr answers with an address if its type was asked for.
 func (a *answering) addAddr(ip netip.Addr) {
-	if ip.IsValid() && a.wants(addrType(ip)) {
+	switch {
+	case !ip.IsValid() || !a.wants(addrType(ip)):
+	case ip.Is4() && len(a.spare) > 0:
+		r := &a.spare[0]
+		a.spare = a.spare[1:]
+		r.ip = ip.As4()
+		r.rr = miekg.A{Hdr: a.header(miekg.TypeA), A: r.ip[:]}
+		a.add(&r.rr)
+	default:
 		a.add(addrRecord(a.owner, a.ttl, ip))
 	}
 }

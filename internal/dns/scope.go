@@ -116,8 +116,6 @@ type reach struct {
 	host         string
 	port         uint16 // at host
 	atNode       bool   // the address is that of the instance's node
-	weight       uint16
-	node         *model.Node
 }
 
 func (r *reach) any() bool { return r.v4.Addr.IsValid() || r.v6.Addr.IsValid() || r.host != "" }

@@ -41,6 +41,12 @@ type running struct {
 
 func start(t *testing.T, cfg Config) *running {
 	t.Helper()
+	return startWith(t, cfg, 200*time.Millisecond)
+}
+
+// startWith waits for other resolvers only so long.
+func startWith(t *testing.T, cfg Config, timeout time.Duration) *running {
+	t.Helper()
 	st, err := catalog(hostFacts)
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +56,7 @@ func start(t *testing.T, cfg Config) *running {
 	}
 	cfg.Node = "n1"
 	s := New(cfg, fixed{st.Snapshot()})
-	s.forward.timeout = 200 * time.Millisecond
+	s.forward.timeout = timeout
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	go func() { ended <- s.Run(ctx, sync.OnceFunc(func() { close(ready) })) }()
@@ -178,17 +184,6 @@ func TestListenAndUnlisten(t *testing.T) {
 	}
 }
 
-// A gateway is Listen's business even before its address can be used.
-func TestListenBeforeTheAddressIsThere(t *testing.T) {
-	s := start(t, Config{})
-	// A documentation address: no interface has it, nothing is sent to it.
-	at := netip.AddrPortFrom(netip.MustParseAddr("192.0.2.53"), s.Addr().Port())
-	if err := s.Listen(t.Context(), at); err != nil {
-		t.Fatal(err)
-	}
-	s.Unlisten(at)
-}
-
 func TestListenUnderAWildcard(t *testing.T) {
 	for wide, want := range map[string]bool{"0.0.0.0:53": true, "[::]:53": true, "127.0.0.1:53": false, "0.0.0.0:54": false} {
 		if got := covers(netip.MustParseAddrPort(wide), netip.MustParseAddrPort("10.0.0.1:53")); got != want {
@@ -232,12 +227,19 @@ func wantInUse(t *testing.T, err error, parts ...string) {
 	}
 }
 
-func TestAddressOfNobody(t *testing.T) {
-	err := New(Config{Addr: "192.0.2.1:5353", Node: "n1"}, nil).Run(t.Context(), func() {})
-	if !errors.Is(err, syscall.EADDRNOTAVAIL) || !strings.Contains(err.Error(), "no interface") {
-		t.Error(err)
+func TestBindErrors(t *testing.T) {
+	for err, want := range map[error]string{
+		syscall.EADDRNOTAVAIL: "no interface of this host",
+		syscall.EACCES:        "port 53 needs root or the capability CAP_NET_BIND_SERVICE",
+		syscall.EADDRINUSE:    "another program has port 53",
+		syscall.ENOBUFS:       "no buffer space",
+	} {
+		got := bindError("10.210.0.1:53", err)
+		if !errors.Is(got, err) || !strings.Contains(got.Error(), want) || !strings.Contains(got.Error(), "10.210.0.1:53") {
+			t.Errorf("%v: %v", err, got)
+		}
 	}
-	err = New(Config{Addr: "no port", Node: "n1"}, nil).Run(t.Context(), func() {})
+	err := New(Config{Addr: "no port", Node: "n1"}, nil).Run(t.Context(), func() {})
 	if err == nil || !strings.Contains(err.Error(), "no port") {
 		t.Error(err)
 	}

@@ -35,21 +35,42 @@ func (a *answering) service(name, tag string) outcome {
 		return nowhere
 	}
 	a.mix(len(live), func(i, j int) { live[i], live[j] = live[j], live[i] })
-	reaches := make([]reach, 0, len(live))
+	a.expect(len(live))
+	var reached given
 	for _, m := range live {
 		if r := a.reach(m); r.any() {
-			r.weight, r.node = weight(m), m.Node
-			reaches = append(reaches, r)
+			reached.any = true
+			if a.wants(miekg.TypeSRV) {
+				a.srv(m, &r, &reached)
+			}
+			a.serviceAddr(&r, &reached)
 		}
 	}
-	if len(reaches) == 0 {
+	if !reached.any {
 		a.why = ede{miekg.ExtendedErrorCodeOther, fmt.Sprintf("%s is healthy, but the asker can reach none of its instances (%d)", name, len(live))}
-		return found
 	}
-	if a.wants(miekg.TypeSRV) {
-		a.srv(reaches)
+	// A name with an alias can have nothing else (RFC 1034, 3.6.2), so instances
+	// known only by a host's name count when there are no others, and then one
+	// of them.
+	if reached.alias != "" && !reached.addr && a.aliasFits() {
+		return a.cname(reached.alias)
 	}
-	return a.serviceAddrs(reaches)
+	return found
+}
+
+// aliasFits reports whether an alias answers what was asked for; ANY has the SRV
+// records.
+func (a *answering) aliasFits() bool {
+	return a.qtype == miekg.TypeA || a.qtype == miekg.TypeAAAA || a.qtype == miekg.TypeCNAME
+}
+
+// given is what the instances of a service have given so far.
+type given struct {
+	any     bool   // one can be reached
+	addr    bool   // one has an address
+	alias   string // the first host's name
+	addrs   addrSet
+	targets map[string]bool // with glue
 }
 
 func hasTag(i *model.Instance, tag string) bool {
@@ -69,58 +90,41 @@ func weight(m *state.Member) uint16 {
 	return uint16(min(max(share, 0), 1<<16-1))
 }
 
-// serviceAddrs answers with the addresses of instances. A name with an alias can
-// have nothing else (RFC 1034, 3.6.2), so instances known only by a host's name
-// count when there are no others, and then one of them.
-func (a *answering) serviceAddrs(reaches []reach) outcome {
-	if a.qtype != miekg.TypeA && a.qtype != miekg.TypeAAAA && a.qtype != miekg.TypeANY && a.qtype != miekg.TypeCNAME {
-		return found
+// serviceAddr answers with the addresses of one instance.
+func (a *answering) serviceAddr(r *reach, to *given) {
+	if r.host != "" && to.alias == "" {
+		to.alias = r.host
 	}
-	var seen addrSet
-	alias, addressed := "", false
-	for i := range reaches {
-		r := &reaches[i]
-		if r.host != "" && alias == "" {
-			alias = r.host
+	for _, ip := range [2]netip.Addr{r.v4.Addr, r.v6.Addr} {
+		if !ip.IsValid() {
+			continue
 		}
-		for _, ip := range [2]netip.Addr{r.v4.Addr, r.v6.Addr} {
-			if ip.IsValid() {
-				addressed = true
-				if a.wants(addrType(ip)) && seen.add(ip) {
-					a.addAddr(ip)
-				}
-			}
+		to.addr = true
+		if a.wants(addrType(ip)) && to.addrs.add(ip) {
+			a.addAddr(ip)
 		}
 	}
-	if addressed || a.qtype == miekg.TypeANY { // ANY has the SRV records
-		return found
-	}
-	return a.cname(alias)
 }
 
 // srv answers with one record per instance (two if it listens on different ports
 // of its two addresses), and the targets' addresses beside them.
-func (a *answering) srv(reaches []reach) {
-	seen := map[string]bool{}
-	for i := range reaches {
-		r := &reaches[i]
-		if r.host != "" {
-			a.addSRV(r.weight, r.port, r.host)
-			continue
-		}
-		v4, v6 := r.v4, r.v6
-		// A worse place of the other family would offer the instance twice.
-		if r.rank4 < r.rank6 {
-			v6 = model.Place{}
-		} else if r.rank6 < r.rank4 {
-			v4 = model.Place{}
-		}
-		if v4.Addr.IsValid() && v6.Addr.IsValid() && v4.Port != v6.Port {
-			a.addTarget(r, v4.Port, seen, v4.Addr, netip.Addr{})
-			v4 = model.Place{}
-		}
-		a.addTarget(r, max(v4.Port, v6.Port), seen, v4.Addr, v6.Addr)
+func (a *answering) srv(m *state.Member, r *reach, to *given) {
+	if r.host != "" {
+		a.addSRV(weight(m), r.port, r.host)
+		return
 	}
+	v4, v6 := r.v4, r.v6
+	// A worse place of the other family would offer the instance twice.
+	if r.rank4 < r.rank6 {
+		v6 = model.Place{}
+	} else if r.rank6 < r.rank4 {
+		v4 = model.Place{}
+	}
+	if v4.Addr.IsValid() && v6.Addr.IsValid() && v4.Port != v6.Port {
+		a.addTarget(m, r, v4.Port, v4.Addr, netip.Addr{}, to)
+		v4 = model.Place{}
+	}
+	a.addTarget(m, r, max(v4.Port, v6.Port), v4.Addr, v6.Addr, to)
 }
 
 func (a *answering) addSRV(weight, port uint16, target string) {
@@ -129,17 +133,21 @@ func (a *answering) addSRV(weight, port uint16, target string) {
 
 // addTarget adds an SRV record for a target with addresses. The target is the
 // node's name where the instance named no address of its own, as Consul has it.
-func (a *answering) addTarget(r *reach, port uint16, seen map[string]bool, v4, v6 netip.Addr) {
+func (a *answering) addTarget(m *state.Member, r *reach, port uint16, v4, v6 netip.Addr, to *given) {
 	suffix := "." + a.site + "." + a.domain
-	target := hexLabel(v4, v6) + ".addr" + suffix
+	target := ""
 	if r.atNode {
-		if name := hostname(string(r.node.Name) + ".node" + suffix); name != "" {
-			target = name
-		}
+		target = hostname(string(m.Node.Name) + ".node" + suffix)
 	}
-	a.addSRV(r.weight, port, target)
-	if !seen[target] {
-		seen[target] = true
+	if target == "" {
+		target = hexLabel(v4, v6) + ".addr" + suffix
+	}
+	a.addSRV(weight(m), port, target)
+	if to.targets == nil {
+		to.targets = map[string]bool{}
+	}
+	if !to.targets[target] {
+		to.targets[target] = true
 		a.glue(target, v4, v6)
 	}
 }
