@@ -109,6 +109,17 @@ func (s *Snapshot) NodeChecks(n model.NodeName) ([]*model.Check, Mark) {
 	return s.checks.under(key2(n, ""))
 }
 
+// Check returns one check, nil if there is none.
+func (s *Snapshot) Check(n model.NodeName, id model.CheckID) (*model.Check, Mark) {
+	c, mark, _ := s.checks.get(key2(n, id))
+	return c, mark
+}
+
+// InstanceChecks returns the checks of one instance, sorted by id.
+func (s *Snapshot) InstanceChecks(n model.NodeName, id model.ServiceID) []*model.Check {
+	return under(s.checksOf.Root(), key3(n, id, ""))
+}
+
 // Checks returns every check in a state, or all of them for the empty state,
 // sorted by node and id. The mark covers all checks.
 func (s *Snapshot) Checks(status model.Status) ([]*model.Check, Mark) {

@@ -1,0 +1,58 @@
+package registry
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Errors of this package. They come wrapped with what was being done and with
+// whom it concerns; compare with errors.Is. Errors of the store (unknown
+// outcome, no leader, ...) and of ipam pass through, wrapped.
+var (
+	// ErrInvalid: a field has a value that it cannot have. It is always a
+	// *FieldError.
+	ErrInvalid = errors.New("invalid")
+	// ErrValueTooLarge: a KV value exceeds MaxValue.
+	ErrValueTooLarge = errors.New("value is too large")
+	// ErrConflict: others changed the same records again and again meanwhile.
+	// Nothing was written; trying again is fine.
+	ErrConflict = errors.New("conflicting writes")
+	// ErrOwner: the record belongs to somebody else.
+	ErrOwner = errors.New("belongs to another owner")
+	// ErrNodeNameTaken: a node with another id has the name and is alive.
+	ErrNodeNameTaken = errors.New("node name is taken")
+	// ErrUnknownNode: no such node in the catalogue.
+	ErrUnknownNode = errors.New("unknown node")
+	// ErrUnknownService: no such instance on the node.
+	ErrUnknownService = errors.New("unknown service instance")
+	// ErrUnknownNetwork: no such network.
+	ErrUnknownNetwork = errors.New("unknown network")
+	// ErrUnknownEndpoint: no such endpoint.
+	ErrUnknownEndpoint = errors.New("unknown endpoint")
+	// ErrExists: the network, or another endpoint of that id, exists already.
+	ErrExists = errors.New("exists already")
+	// ErrInUse: the network has endpoints.
+	ErrInUse = errors.New("in use")
+	// ErrNameTaken: another workload of that name is in the network.
+	ErrNameTaken = errors.New("name is taken")
+	// ErrPortTaken: another endpoint of the node has published the port.
+	ErrPortTaken = errors.New("port is taken")
+	// ErrVIPsExhausted: every address of the VIP pool is allocated.
+	ErrVIPsExhausted = errors.New("no free virtual address")
+)
+
+// FieldError says which field of a record is wrong and what would be right.
+type FieldError struct {
+	Field   string // "service port"
+	Problem string // "is 70000; it must be from 0 to 65535"
+}
+
+// Error is field and problem in one sentence.
+func (e *FieldError) Error() string { return e.Field + " " + e.Problem }
+
+// Is makes errors.Is(err, ErrInvalid) true.
+func (e *FieldError) Is(target error) bool { return target == ErrInvalid }
+
+func invalid(field, format string, args ...any) error {
+	return &FieldError{Field: field, Problem: fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,104 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/state"
+	"github.com/fairlead-net/fairlead/internal/store"
+)
+
+// MaxValue is the limit of a KV value, in bytes.
+const MaxValue = 512 << 10
+
+// errMismatch is the refusal of a compare-and-set; callers see false.
+var errMismatch = errors.New("modified meanwhile")
+
+// PutKV writes an entry's value and flags. Its lock, if it has one, stays as it
+// is. With cas it writes only if the entry's ModifyIndex is *cas, or for 0 only
+// if there is no such entry; if not, it returns false, no error and the index at
+// which that was so.
+//
+// A conditional write of an entry that was ever locked fails with ErrConflict:
+// its ModifyIndex may be that of the lock, which the value's key cannot be
+// compared with.
+func (r *Registry) PutKV(ctx context.Context, kv model.KV, cas *model.Index) (bool, model.Index, error) {
+	what := fmt.Sprintf("put key %q", kv.Key)
+	if err := validateKV(&kv); err != nil {
+		return false, 0, fmt.Errorf("%s: %w", what, err)
+	}
+	if kv.Owner == "" {
+		kv.Owner = model.OwnerOperator
+	}
+	return casResult(r.write(ctx, what, func(snap *state.Snapshot, p *plan) {
+		cur, _ := snap.KV(kv.Key)
+		switch {
+		case cas != nil:
+			p.readKV(kv.Key, cur)
+			if mod, _ := modified(cur); mod != *cas {
+				p.refuse(errMismatch)
+			} else if !p.same(cur, &kv) {
+				p.put(store.KVKey(kv.Key), &kv)
+			}
+		case cur != nil && cur.LockIndex == 0 && p.same(cur, &kv):
+			p.read(store.KVKey(kv.Key), cur)
+		default:
+			// Blind, so that it never conflicts.
+			p.put(store.KVKey(kv.Key), &kv)
+		}
+	}))
+}
+
+// DeleteKV removes an entry and its lock. With cas it does so only if the
+// entry's ModifyIndex is *cas, and returns false if it is not; an entry that is
+// not there counts as removed either way.
+func (r *Registry) DeleteKV(ctx context.Context, key string, cas *model.Index) (bool, model.Index, error) {
+	what := fmt.Sprintf("delete key %q", key)
+	if err := validateKey(key); err != nil {
+		return false, 0, fmt.Errorf("%s: %w", what, err)
+	}
+	return casResult(r.write(ctx, what, func(snap *state.Snapshot, p *plan) {
+		cur, _ := snap.KV(key)
+		if cur == nil {
+			p.readKV(key, nil)
+			return
+		}
+		if cas != nil {
+			p.readKV(key, cur)
+			if cur.ModifyIndex != *cas {
+				p.refuse(errMismatch)
+				return
+			}
+		}
+		p.txn.Deletes = append(p.txn.Deletes, store.KVKey(key), store.KVLockKey(key))
+	}))
+}
+
+// DeleteKVTree removes all entries whose keys begin with prefix; every entry for
+// the empty prefix.
+func (r *Registry) DeleteKVTree(ctx context.Context, prefix string) (model.Index, error) {
+	return r.write(ctx, fmt.Sprintf("delete keys under %q", prefix), func(snap *state.Snapshot, p *plan) {
+		if list, _ := snap.KVTree(prefix); len(list) == 0 {
+			p.unchanged(store.KVPrefix(prefix), 0)
+			return
+		}
+		p.txn.DeletePrefixes = append(p.txn.DeletePrefixes, store.KVPrefix(prefix), store.KVLockPrefix(prefix))
+	})
+}
+
+// readKV makes the plan depend on an entry, lock included: no lock, as long as
+// nothing takes any.
+func (p *plan) readKV(key string, cur *model.KV) {
+	p.read(store.KVKey(key), cur)
+	p.absent(store.KVLockKey(key))
+}
+
+// casResult turns the refusal of a compare-and-set into false.
+func casResult(index model.Index, err error) (bool, model.Index, error) {
+	if errors.Is(err, errMismatch) {
+		return false, index, nil
+	}
+	return err == nil, index, err
+}

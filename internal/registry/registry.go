@@ -1,0 +1,101 @@
+// Package registry is the only write path to replicated state: it validates a
+// record, reads what the write rests on from the current snapshot, and commits
+// it on the condition that none of that has changed meanwhile.
+//
+// Every server has one Registry; the APIs, the local agent and the reconcilers
+// write through it and never through store. A Registry is safe for use by many
+// goroutines and starts none.
+//
+// Every method returns when this node's state shows the write, with the index
+// of it. What changes nothing is compared but not written, so no index moves and
+// nobody is woken. A refusal that rests on the catalogue (ErrOwner, ErrExists,
+// a compare-and-set that does not match) is confirmed by the servers like a
+// write, so that a snapshot which lags behind cannot refuse wrongly.
+package registry
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+
+	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/state"
+	"github.com/fairlead-net/fairlead/internal/store"
+)
+
+// maxRounds is how often a write is planned anew after a conflict.
+const maxRounds = 5
+
+// Committer commits transactions: a store, or what forwards to one.
+type Committer interface {
+	Commit(ctx context.Context, t store.Txn) (store.Result, error)
+}
+
+// Config is what a Registry has to know.
+type Config struct {
+	// Node is this node; it stands in where a network or an endpoint names none.
+	Node model.NodeName
+	// VIPPool4 is where services' IPv4 VIPs come from; the zero Prefix means
+	// 240.0.0.0/4.
+	VIPPool4 netip.Prefix
+	// VIPPool6 is where services' IPv6 VIPs come from, see SitePool6; the zero
+	// Prefix means that services get none.
+	VIPPool6 netip.Prefix
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+// Registry writes to the catalogue.
+type Registry struct {
+	commit Committer
+	st     *state.State
+	cfg    Config
+	log    *slog.Logger
+	queues queues
+}
+
+// New returns a registry that commits through c and reads from st, which has to
+// show what c commits.
+func New(c Committer, st *state.State, cfg Config) *Registry {
+	if !cfg.VIPPool4.IsValid() {
+		cfg.VIPPool4 = DefaultVIPPool4
+	}
+	log := cfg.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Registry{commit: c, st: st, cfg: cfg, log: log}
+}
+
+// write plans, commits and plans anew until the plan meets the catalogue as it
+// was planned for. what says what is being done, for errors.
+func (r *Registry) write(ctx context.Context, what string, planFor func(*state.Snapshot, *plan)) (model.Index, error) {
+	snap := r.st.Snapshot()
+	for round := 1; round <= maxRounds; round++ {
+		var p plan
+		planFor(snap, &p)
+		if p.err != nil {
+			return 0, fmt.Errorf("%s: %w", what, p.err)
+		}
+		res, err := r.commit.Commit(ctx, p.final())
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", what, err)
+		}
+		newer, err := r.st.Wait(ctx, res.Index)
+		switch {
+		case err != nil && res.OK && p.refusal == nil:
+			return res.Index, fmt.Errorf("%s: written at index %d, which this node does not show yet: %w", what, res.Index, err)
+		case err != nil:
+			return 0, fmt.Errorf("%s: wait for index %d: %w", what, res.Index, err)
+		case res.OK && p.refusal != nil:
+			return res.Index, fmt.Errorf("%s: %w", what, p.refusal)
+		case res.OK:
+			return res.Index, nil
+		}
+		r.log.Debug("conflicting write, planning anew", "write", what, "round", round,
+			"index", snap.Index(), "conflict", res.Index)
+		snap = newer
+	}
+	return 0, fmt.Errorf("%s: %w", what, ErrConflict)
+}
