@@ -8,10 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"sync"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead-net/fairlead/internal/model"
@@ -21,18 +19,6 @@ const flagUp = net.FlagUp
 
 // addrGenNone is IN6_ADDR_GEN_MODE_NONE: no link-local address.
 const addrGenNone = 1
-
-// bridgePortDisabled is BR_STATE_DISABLED.
-const bridgePortDisabled = 0
-
-// plugsState is the work on endpoints that is going on.
-type plugsState struct {
-	busy      keyed
-	deletions sync.WaitGroup
-
-	mu    sync.Mutex // guards following
-	dying map[string]chan struct{}
-}
 
 // Plug is an endpoint and the network it is in. The endpoint's ID, Addrs and
 // NetNS must be set; its MAC may be.
@@ -81,6 +67,9 @@ func (h *Host) Attach(ctx context.Context, p Plug) (Plugged, error) {
 		return Plugged{}, fmt.Errorf("%s: %w", what, err)
 	}
 	a := attachment{h: h, plug: p, ns: ns, bridge: br}
+	if a.mac, err = net.ParseMAC(MAC(p.Endpoint)); err != nil || len(a.mac) != 6 {
+		return Plugged{}, fmt.Errorf("%s: MAC %q is none: %w", what, p.Endpoint.MAC, errors.Join(err, unix.EINVAL))
+	}
 	if err := inNamespace(ns, a.do); err != nil {
 		return Plugged{}, fmt.Errorf("%s: %w", what, err)
 	}
@@ -126,6 +115,7 @@ type attachment struct {
 	ns     *os.File
 	bridge netlink.Link
 	inner  *netlink.Handle
+	mac    net.HardwareAddr
 	result Plugged
 }
 
@@ -140,7 +130,7 @@ func (a *attachment) do() error {
 	}
 	a.inner = inner
 	a.result = Plugged{
-		HostIf: HostIf(a.plug.Endpoint.ID), BridgeIfIndex: a.bridge.Attrs().Index, MAC: MAC(a.plug.Endpoint),
+		HostIf: HostIf(a.plug.Endpoint.ID), BridgeIfIndex: a.bridge.Attrs().Index, MAC: a.mac.String(),
 	}
 	if a.result.Cookie, err = namespaceCookie(); err != nil {
 		return err
@@ -221,15 +211,11 @@ func (a *attachment) peerOf(host netlink.Link, links []netlink.Link) netlink.Lin
 }
 
 func (a *attachment) create(links []netlink.Link) (netlink.Link, error) {
-	mac, err := net.ParseMAC(a.result.MAC)
-	if err != nil {
-		return nil, fmt.Errorf("endpoint's MAC: %w", err)
-	}
 	inside := freeName(links)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex = a.result.HostIf, a.mtu(), a.bridge.Attrs().Index
 	veth := netlink.NewVeth(attrs)
-	veth.PeerName, veth.PeerNamespace, veth.PeerHardwareAddr = inside, netlink.NsFd(a.ns.Fd()), mac
+	veth.PeerName, veth.PeerNamespace, veth.PeerHardwareAddr = inside, netlink.NsFd(a.ns.Fd()), a.mac
 	if err := a.h.nl.LinkAdd(veth); err != nil {
 		return nil, fmt.Errorf("create veth %s: %w", a.result.HostIf, err)
 	}
@@ -237,7 +223,7 @@ func (a *attachment) create(links []netlink.Link) (netlink.Link, error) {
 	alias := fmt.Sprintf("fairlead endpoint %s", a.plug.Endpoint.ID)
 	// A bridge port speaks no IPv6 itself; without it there are no multicast
 	// reports and no addresses on it.
-	err = errors.Join(
+	err := errors.Join(
 		a.h.nl.LinkSetAlias(veth, alias[:min(len(alias), 255)]),
 		ignore(a.h.nl.LinkSetIP6AddrGenMode(veth, addrGenNone), unix.EAFNOSUPPORT),
 		a.h.nl.LinkSetUp(veth),
@@ -286,13 +272,9 @@ func (a *attachment) configure(links []netlink.Link, peer netlink.Link) error {
 			return err
 		}
 	}
-	if got := peer.Attrs().HardwareAddr.String(); got != a.result.MAC {
-		mac, err := net.ParseMAC(a.result.MAC)
-		if err == nil {
-			err = a.inner.LinkSetHardwareAddr(peer, mac)
-		}
-		if err != nil {
-			return fmt.Errorf("set MAC %s: %w", a.result.MAC, err)
+	if peer.Attrs().HardwareAddr.String() != a.result.MAC {
+		if err := a.inner.LinkSetHardwareAddr(peer, a.mac); err != nil {
+			return fmt.Errorf("set MAC %s: %w", a.mac, err)
 		}
 	}
 	if peer.Attrs().MTU != a.mtu() {
@@ -308,6 +290,11 @@ func (a *attachment) configure(links []netlink.Link, peer netlink.Link) error {
 		if err := addAddr(a.inner, peer, netip.PrefixFrom(addr, pool.Prefix.Bits())); err != nil {
 			return err
 		}
+		if addr.Is6() {
+			if err := addAddr(a.inner, peer, linkLocal(a.mac)); err != nil {
+				return err
+			}
+		}
 	}
 	if peer.Attrs().Flags&flagUp == 0 {
 		if err := a.inner.LinkSetUp(peer); err != nil {
@@ -320,6 +307,14 @@ func (a *attachment) configure(links []netlink.Link, peer netlink.Link) error {
 	return a.addRoutes(peer)
 }
 
+// linkLocal is the address that the kernel would make of a MAC (RFC 4291,
+// appendix A); it would do so later, in the background.
+func linkLocal(mac net.HardwareAddr) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom16([16]byte{
+		0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5],
+	}), 64)
+}
+
 func (a *attachment) pool(addr netip.Addr) (model.Pool, bool) {
 	if addr.Is4() {
 		return a.plug.Network.Pool4()
@@ -330,7 +325,7 @@ func (a *attachment) pool(addr netip.Addr) (model.Pool, bool) {
 // tuneInner6: addresses are ours to give and usable at once; nobody in the
 // network may give further ones or another router.
 func tuneInner6(name string) error {
-	for _, s := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"accept_dad", "0"}} {
+	for _, s := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"accept_dad", "0"}, {"addr_gen_mode", "1"}} {
 		err := ensureSysctl("net/ipv6/conf/"+name+"/"+s[0], s[1])
 		if errors.Is(err, fs.ErrNotExist) {
 			return ErrNoIPv6
@@ -357,90 +352,6 @@ func (a *attachment) addRoutes(peer netlink.Link) error {
 		}
 	}
 	return nil
-}
-
-// Detach cuts the endpoint off its network at once and deletes its veth pair in
-// the background, since that takes the kernel 20 ms. No link is no error. An
-// Attach of the same endpoint waits for the deletion; so do Purge and Close.
-func (h *Host) Detach(ctx context.Context, e model.Endpoint) error {
-	name := HostIf(e.ID)
-	defer h.plugs.busy.lock(name)()
-	if err := live(ctx, "detach endpoint "+string(e.ID)); err != nil {
-		return err
-	}
-	link, err := h.nl.LinkByName(name)
-	if missing(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("detach endpoint %s: look up %s: %w", e.ID, name, err)
-	}
-	if !ours(link) {
-		return fmt.Errorf("detach endpoint %s: %s (%s): %w", e.ID, name, link.Type(), ErrNameClash)
-	}
-	// The address may be leased again before the link is gone.
-	if err := h.disablePort(link); err != nil {
-		h.log.Warn("bridge port not disabled before its deletion", "endpoint", e.ID, "link", name, "error", err)
-	}
-	h.deleteLater(link)
-	return nil
-}
-
-// disablePort makes the bridge neither take frames from the link nor send any
-// to it. Unlike setting the link down, it does not wait for RCU.
-func (h *Host) disablePort(link netlink.Link) error {
-	if link.Attrs().MasterIndex == 0 {
-		return nil
-	}
-	return h.inHost(func() error {
-		req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
-		msg := nl.NewIfInfomsg(unix.AF_BRIDGE)
-		msg.Index = int32(link.Attrs().Index)
-		req.AddData(msg)
-		info := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
-		info.AddRtAttr(nl.IFLA_BRPORT_STATE, nl.Uint8Attr(bridgePortDisabled))
-		req.AddData(info)
-		_, err := req.Execute(unix.NETLINK_ROUTE, 0)
-		return err
-	})
-}
-
-func (h *Host) deleteLater(link netlink.Link) {
-	name, done := link.Attrs().Name, make(chan struct{})
-	h.plugs.mu.Lock()
-	defer h.plugs.mu.Unlock()
-	if h.plugs.dying == nil {
-		h.plugs.dying = map[string]chan struct{}{}
-	}
-	if h.plugs.dying[name] != nil {
-		return
-	}
-	h.plugs.dying[name] = done
-	h.plugs.deletions.Go(func() {
-		if err := h.nl.LinkDel(link); err != nil && !missing(err) {
-			h.log.Error("link not deleted", "link", name, "error", err)
-		}
-		h.plugs.mu.Lock()
-		delete(h.plugs.dying, name)
-		h.plugs.mu.Unlock()
-		close(done)
-	})
-}
-
-// waitDeleted waits until a deletion of the link that is going on has ended.
-func (h *Host) waitDeleted(ctx context.Context, name string) error {
-	h.plugs.mu.Lock()
-	done := h.plugs.dying[name]
-	h.plugs.mu.Unlock()
-	if done == nil {
-		return ctx.Err()
-	}
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("wait for the deletion of %s: %w", name, ctx.Err())
-	}
 }
 
 // ignore turns one expected error into none.

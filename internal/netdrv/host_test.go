@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -26,6 +27,37 @@ func look(n interface{ Exec(args ...string) string }) string {
 	return timers.ReplaceAllString(n.Exec("ip", "-d", "addr")+n.Exec("ip", "route", "show", "table", "all")+n.Exec("ip", "-6", "route", "show", "table", "all"), "")
 }
 
+// settled waits until the kernel shows the carrier of every link, which it does
+// up to a second after it has one.
+func settled(t *testing.T, all ...interface{ Exec(args ...string) string }) {
+	t.Helper()
+	testlab.Eventually(t, 5*time.Second, func() error {
+		for _, n := range all {
+			if out := n.Exec("ip", "addr") + n.Exec("ip", "route"); strings.Contains(out, "NO-CARRIER") || strings.Contains(out, "linkdown") || strings.Contains(out, "state DOWN") {
+				return errors.New(out)
+			}
+		}
+		return nil
+	})
+}
+
+// diff is the lines that only one of the texts has.
+func diff(before, now string) string {
+	var out []string
+	a, b := strings.Split(before, "\n"), strings.Split(now, "\n")
+	for _, l := range a {
+		if !slices.Contains(b, l) {
+			out = append(out, "- "+l)
+		}
+	}
+	for _, l := range b {
+		if !slices.Contains(a, l) {
+			out = append(out, "+ "+l)
+		}
+	}
+	return strings.Join(out, "\n")
+}
+
 func TestAttachIsIdempotent(t *testing.T) {
 	w := newWorld(t)
 	web := w.network("web", "10.1.0.0/24", "fd01::/64")
@@ -34,6 +66,7 @@ func TestAttachIsIdempotent(t *testing.T) {
 	if first.IfName != "eth0" || first.MAC != "02:f1:0a:01:00:02" || first.HostIf != netdrv.HostIf(a.ep.ID) || first.Cookie != a.Cookie() {
 		t.Errorf("Attach = %+v, cookie of the namespace %d", first, a.Cookie())
 	}
+	settled(t, a, w.node)
 	inside, outside := look(a), look(w.node)
 	for _, fact := range []string{"inet 10.1.0.2/24", "inet6 fd01::2/64", "default via 10.1.0.1 dev eth0", "default via fd01::1 dev eth0", "link/ether 02:f1:0a:01:00:02"} {
 		if !strings.Contains(inside, fact) {
@@ -50,10 +83,10 @@ func TestAttachIsIdempotent(t *testing.T) {
 		t.Errorf("Attach by a new agent = %+v, first %+v", again, first)
 	}
 	if now := look(a); now != inside {
-		t.Errorf("the namespace changed from\n%s\nto\n%s", inside, now)
+		t.Errorf("the namespace changed:\n%s", diff(inside, now))
 	}
 	if now := look(w.node); now != outside {
-		t.Errorf("the host changed from\n%s\nto\n%s", outside, now)
+		t.Errorf("the host changed:\n%s", diff(outside, now))
 	}
 }
 
@@ -62,10 +95,10 @@ func TestAttachCompletes(t *testing.T) {
 	web := w.network("web", "10.1.0.0/24", "fd01::/64")
 	a := w.endpoint("a", web, "10.1.0.2", "fd01::2")
 	p := w.attach(a)
-	look := func() string { // link-local addresses are the kernel's own business
-		all := a.Exec("ip", "-br", "addr") + a.Exec("ip", "-br", "link") + a.Exec("ip", "route") + a.Exec("ip", "-6", "route")
-		return regexp.MustCompile(`(?m)^fe80.*\n|fe80\S* *`).ReplaceAllString(all, "")
+	look := func() string {
+		return a.Exec("ip", "-br", "addr") + a.Exec("ip", "-br", "link") + a.Exec("ip", "route") + a.Exec("ip", "-6", "route")
 	}
+	settled(t, a, w.node)
 	inside := look()
 	for _, damage := range [][]string{
 		{"ip", "addr", "del", "10.1.0.2/24", "dev", "eth0"},
@@ -93,9 +126,10 @@ func TestAttachCompletes(t *testing.T) {
 	} {
 		w.node.Exec(damage...)
 		w.attach(a)
-		if _, err := a.Try("ping", "-c1", "-W2", "10.1.0.1"); err != nil {
-			t.Errorf("after %q: %v", damage, err)
-		}
+		testlab.Eventually(t, 5*time.Second, func() error { // the kernel takes up to 1 s to see the carrier
+			_, err := a.Try("ping", "-c1", "-W1", "10.1.0.1")
+			return err
+		})
 	}
 }
 
@@ -172,7 +206,7 @@ func TestAttachRefuses(t *testing.T) {
 		}
 	}
 	if now := look(w.node); now != before {
-		t.Errorf("the host changed from\n%s\nto\n%s", before, now)
+		t.Errorf("the host changed:\n%s", diff(before, now))
 	}
 }
 
@@ -214,16 +248,26 @@ func TestAttachTiming(t *testing.T) {
 	for i := range 50 {
 		all = append(all, w.endpoint(fmt.Sprintf("e%d", i), web, fmt.Sprintf("10.1.0.%d", i+2), fmt.Sprintf("fd01::%x", i+2)))
 	}
-	for _, e := range all {
+	for i, e := range all {
 		start := time.Now()
 		w.attach(e)
 		attach = append(attach, time.Since(start))
+		if i%10 == 0 { // it works at once
+			e.Exec("ping", "-c1", "-W1", "10.1.0.1")
+			e.Exec("ping", "-c1", "-W1", "fd01::1")
+		}
 	}
 	for _, e := range all {
 		start := time.Now()
 		w.must(w.drv.Detach(t.Context(), e.ep))
 		detach = append(detach, time.Since(start))
 	}
+	testlab.Eventually(t, 3*time.Second, func() error {
+		if out := w.node.Exec("ip", "-br", "link"); strings.Contains(out, "flv") {
+			return fmt.Errorf("left:\n%s", out)
+		}
+		return nil
+	})
 	slices.Sort(attach)
 	slices.Sort(detach)
 	t.Logf("attach p50 %v p90 %v max %v; detach p50 %v max %v", attach[25], attach[45], attach[49], detach[25], detach[49])
@@ -326,6 +370,28 @@ func TestHoldPort(t *testing.T) {
 		w.must(err)
 		w.must(again.Close())
 	}
+	// A server that has just ended leaves connections behind, not a listener.
+	var l net.Listener
+	w.must(w.node.Do(func() (err error) {
+		if l, err = net.Listen("tcp", "127.0.0.1:7070"); err != nil {
+			return err
+		}
+		client, err := net.Dial("tcp", "127.0.0.1:7070")
+		if err != nil {
+			return err
+		}
+		server, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		return errors.Join(server.Close(), client.Close(), l.Close())
+	}))
+	if out := w.node.Exec("ss", "-tan"); !strings.Contains(out, "TIME-WAIT") {
+		t.Errorf("no connection lingers:\n%s", out)
+	}
+	held, err := w.drv.HoldPort(model.TCP, 7070)
+	w.must(err)
+	w.must(held.Close())
 	if _, err := w.drv.HoldPort("sctp", 9); err == nil {
 		t.Error("an unknown protocol is held")
 	}

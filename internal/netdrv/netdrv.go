@@ -100,6 +100,7 @@ func New(cfg Config) (*Host, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	h := &Host{cfg: cfg, log: log, known: &sysctls{dir: cfg.StateDir}}
+	h.plugs.hurry = make(chan struct{}, 1)
 	if err := h.open(); err != nil {
 		h.release()
 		return nil, fmt.Errorf("open the host's network: %w", err)
@@ -135,7 +136,7 @@ func (h *Host) release() {
 // sockets. Nothing else may be called any more. Held ports stay held until
 // their own Close.
 func (h *Host) Close() error {
-	h.plugs.deletions.Wait()
+	h.waitDeletions()
 	h.release()
 	return nil
 }

@@ -26,7 +26,7 @@ func (h *Host) Purge(ctx context.Context) ([]string, error) {
 	h.rules.mu.Lock()
 	defer h.rules.mu.Unlock()
 	h.rules.wanted, h.rules.applied, h.rules.print = nil, plan{}, ""
-	h.plugs.deletions.Wait()
+	h.waitDeletions()
 
 	var did []string
 	var errs []error

@@ -15,9 +15,12 @@ const routeProtocol = 0xFA
 // ensureVIPRoutes makes the kernel answer at once to whoever sends to a VIP
 // without having been balanced.
 func (h *Host) ensureVIPRoutes() error {
+	has6 := h.hasIPv6()
 	for _, p := range h.cfg.VIPPools {
-		r := vipRoute(p)
-		err := h.nl.RouteAdd(r)
+		if p.Addr().Is6() && !has6 {
+			continue // nobody can send there
+		}
+		err := h.nl.RouteAdd(vipRoute(p))
 		if errors.Is(err, unix.EEXIST) {
 			err = h.checkVIPRoute(p)
 		}
@@ -29,8 +32,16 @@ func (h *Host) ensureVIPRoutes() error {
 }
 
 func vipRoute(p netip.Prefix) *netlink.Route {
-	r := &netlink.Route{Dst: ipNet(p.Masked()), Type: unix.RTN_UNREACHABLE, Protocol: routeProtocol, Table: unix.RT_TABLE_MAIN}
-	return r
+	return &netlink.Route{Dst: ipNet(p.Masked()), Type: unix.RTN_UNREACHABLE, Protocol: routeProtocol, Table: unix.RT_TABLE_MAIN}
+}
+
+func (h *Host) hasIPv6() bool {
+	return h.inHost(func() error {
+		if off, err := readSysctl("net/ipv6/conf/all/disable_ipv6"); err != nil || off != "0" {
+			return ErrNoIPv6
+		}
+		return nil
+	}) == nil
 }
 
 // checkVIPRoute looks whether the route that is there already is ours.
@@ -62,16 +73,18 @@ func (h *Host) ourRoutes() ([]netlink.Route, error) {
 
 // forgetFlows drops what conntrack knows of UDP flows to the given ports of the
 // host: a caller that never pauses would be sent to where the port led before.
-func (h *Host) forgetFlows(ports []uint16) error {
-	var errs []error
+// A kernel that cannot (no ctnetlink) leaves such callers to conntrack's own
+// time-out.
+func (h *Host) forgetFlows(ports []uint16) {
 	for _, port := range ports {
 		filter := &netlink.ConntrackFilter{}
-		errs = append(errs, filter.AddProtocol(unix.IPPROTO_UDP), filter.AddPort(netlink.ConntrackOrigDstPort, port))
+		err := errors.Join(filter.AddProtocol(unix.IPPROTO_UDP), filter.AddPort(netlink.ConntrackOrigDstPort, port))
 		for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-			if _, err := h.nl.ConntrackDeleteFilters(netlink.ConntrackTable, family, filter); err != nil {
-				errs = append(errs, fmt.Errorf("forget UDP flows to port %d: %w", port, err))
-			}
+			_, e := h.nl.ConntrackDeleteFilters(netlink.ConntrackTable, family, filter)
+			err = errors.Join(err, e)
+		}
+		if err != nil {
+			h.log.Warn("UDP flows not moved", "port", port, "error", err)
 		}
 	}
-	return errors.Join(errs...)
 }

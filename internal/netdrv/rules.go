@@ -51,7 +51,8 @@ type rulesState struct {
 }
 
 // SetRules replaces the table `inet fairlead`, in one transaction, by one that
-// does what r says, and makes the VIP pools unreachable by route. From then on
+// does what r says, and makes the VIP pools unreachable by route. It does nothing
+// if all is so already. From then on
 // Run keeps it so, also when SetRules failed. With nothing in r the table still
 // rejects packets to VIPs. Errors: ErrPortClash, ErrRouteClash.
 func (h *Host) SetRules(ctx context.Context, r Rules) error {
@@ -89,15 +90,22 @@ func (h *Host) applyRules() error {
 	if err := h.ensureVIPRoutes(); err != nil {
 		return err
 	}
+	if h.rules.print != "" && p.String() == h.rules.applied.String() {
+		if now, err := h.fingerprint(); err == nil && now == h.rules.print {
+			return nil
+		}
+	}
 	if err := h.replaceTable(p); err != nil {
 		return fmt.Errorf("replace table inet %s: %w", TableName, err)
 	}
-	moved := p.udpMoved(h.rules.applied)
+	if h.rules.print != "" { // what an earlier agent had applied is not known
+		h.forgetFlows(p.udpMoved(h.rules.applied))
+	}
 	h.rules.applied = p
 	if h.rules.print, err = h.fingerprint(); err != nil {
 		return fmt.Errorf("read back table inet %s: %w", TableName, err)
 	}
-	return h.forgetFlows(moved)
+	return nil
 }
 
 // connected are the prefixes of the host's addresses, merged.

@@ -32,7 +32,7 @@ const (
 // 50 ms; every 30 s it compares without a notice. It calls ready once it listens
 // and returns nil when ctx ends, after the deletions that Detach began.
 func (h *Host) Run(ctx context.Context, ready func()) error {
-	defer h.plugs.deletions.Wait()
+	defer h.waitDeletions()
 	notices := make(chan struct{}, 1)
 	filter, err := h.listen(unix.NETLINK_NETFILTER, nftGroup)
 	if err != nil {
@@ -172,9 +172,10 @@ func (h *Host) repair() error {
 		return errors.Join(errs...)
 	}
 	why, err := h.tableDiffers()
+	if err != nil { // as when the table goes while it is being read
+		why = err.Error()
+	}
 	switch {
-	case err != nil:
-		errs = append(errs, err)
 	case why != "":
 		h.log.Warn("packet filter repaired", "reason", why)
 		errs = append(errs, h.applyRules())
