@@ -66,7 +66,7 @@ func (c *callers) Gone(_ context.Context, instance netip.AddrPort) {
 	}
 	for _, path := range append([]string{""}, c.endpoints.Namespaces()...) {
 		err := c.net.InNamespace(path, func() error {
-			_, err := datapath.DestroySockets(cookies)
+			_, err := datapath.DestroySockets(cookies, instance)
 			return err
 		})
 		if err != nil {

@@ -95,9 +95,9 @@ func (a *Agent) assemble() error {
 	if err != nil {
 		return err
 	}
-	a.store = store.New(store.Config{Dir: a.dataDir("registry"), Name: a.cfg.NodeName, Log: a.log}, a.state)
+	a.store = store.New(store.Config{Dir: a.dataDir(), Name: a.cfg.NodeName, Log: a.log}, a.state)
 	a.registry = registry.New(a.store, a.state, registry.Config{Node: a.self.Name, VIPPool4: pools[0], VIPPool6: pools[1], Log: a.log})
-	if a.local, err = local.Open(local.Config{Dir: a.dataDir("local"), Node: a.self, Log: a.log}, a.registry, a.state); err != nil {
+	if a.local, err = local.Open(local.Config{Dir: a.dataDir(), Node: a.self, Log: a.log}, a.registry, a.state); err != nil {
 		return err
 	}
 	if err := a.openKernel(pools); err != nil {
@@ -205,12 +205,13 @@ func (a *Agent) close() error {
 	return errors.Join(errs...)
 }
 
-// dataDir is a directory below the data directory; none in development.
-func (a *Agent) dataDir(name string) string {
+// dataDir is where the registry and the node's registrations are kept; nowhere
+// in development.
+func (a *Agent) dataDir() string {
 	if a.cfg.Dev {
 		return ""
 	}
-	return filepath.Join(a.cfg.DataDir, name)
+	return a.cfg.DataDir
 }
 
 // leaderPort is the port that Consul's servers name in their addresses. Clients

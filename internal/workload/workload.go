@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fairlead-net/fairlead/api"
@@ -78,6 +79,9 @@ type Config struct {
 type Set struct {
 	cfg Config
 	log *slog.Logger
+
+	// releasing makes Stop and Run, which see the same process end, take turns.
+	releasing sync.Mutex
 }
 
 // New returns a set.
@@ -162,7 +166,6 @@ func (s *Set) Run(ctx context.Context, ready func()) error {
 			if p.State != "exited" {
 				continue
 			}
-			s.log.Info("workload ended", "workload", p.Name, "exit_code", p.ExitCode)
 			if err := s.release(ctx, p.Name); err != nil {
 				s.log.Warn("clear away workload", "workload", p.Name, "error", err)
 			}
@@ -177,6 +180,8 @@ func (s *Set) Run(ctx context.Context, ready func()) error {
 
 // release removes registrations, endpoints and what the process left.
 func (s *Set) release(ctx context.Context, name string) error {
+	s.releasing.Lock()
+	defer s.releasing.Unlock()
 	errs := []error{s.deregister(ctx, name)}
 	for _, e := range s.endpoints(name) {
 		errs = append(errs, s.cfg.Endpoints.Detach(ctx, e.ID))

@@ -34,10 +34,8 @@ func initialise(dir string, pidNamespace bool, command []string) error {
 			return err
 		}
 	}
-	// sysfs shows the network namespace of its mounter: without a new one the
-	// workload would see the host's interfaces.
-	if err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RDONLY, ""); err != nil {
-		return fmt.Errorf("mount /sys: %w", err)
+	if err := mountSys(); err != nil {
+		return err
 	}
 	if pidNamespace {
 		if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
@@ -49,6 +47,29 @@ func initialise(dir string, pidNamespace bool, command []string) error {
 		return fmt.Errorf("command %q: %w", command[0], err)
 	}
 	return fmt.Errorf("run %s: %w", path, unix.Exec(path, command, os.Environ()))
+}
+
+// mountSys mounts a new sysfs: it shows the network namespace of its mounter, so
+// that with the old one the workload would see the host's interfaces. What is
+// mounted below for cgroups is carried over, since programs read their limits
+// there.
+func mountSys() error {
+	const cgroups = "/sys/fs/cgroup"
+	tree, err := unix.OpenTree(unix.AT_FDCWD, cgroups, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("keep %s: %w", cgroups, err)
+	}
+	kept := err == nil
+	if err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RDONLY, ""); err != nil {
+		return fmt.Errorf("mount /sys: %w", err)
+	}
+	if !kept {
+		return nil
+	}
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, cgroups, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("keep %s: %w", cgroups, err)
+	}
+	return unix.Close(tree)
 }
 
 // bindOver mounts a file over another, following links: /etc/resolv.conf often
