@@ -16,6 +16,7 @@ import (
 type connectFrontend struct {
 	_     structs.HostLayout
 	Set   uint32
+	Start uint32
 	Count uint32
 	State uint32
 	Tag   uint32
@@ -59,7 +60,6 @@ type connectPeerKey struct {
 
 type connectPick struct {
 	_        structs.HostLayout
-	Cookie   uint64
 	Frontend struct {
 		_ structs.HostLayout
 		W [4]uint32
@@ -107,21 +107,12 @@ type connectSlot struct {
 		_ structs.HostLayout
 		W [4]uint32
 	}
-	Alias struct {
-		_ structs.HostLayout
-		W [4]uint32
-	}
-	Port      uint16
-	AliasPort uint16
-	Prob      uint32
-	Weight    uint32
-	Set       uint32
-}
-
-type connectSlotKey struct {
-	_    structs.HostLayout
-	Set  uint32
-	Slot uint32
+	Port   uint16
+	Pad    uint16
+	Prob   uint32
+	Alias  uint32
+	Weight uint32
+	Set    uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -139,11 +130,11 @@ const (
 	connectProgFlConnect6     = "fl_connect6"
 	connectProgFlGetpeername4 = "fl_getpeername4"
 	connectProgFlGetpeername6 = "fl_getpeername6"
-	connectProgFlPicks        = "fl_picks"
 	connectProgFlRecvmsg4     = "fl_recvmsg4"
 	connectProgFlRecvmsg6     = "fl_recvmsg6"
 	connectProgFlSendmsg4     = "fl_sendmsg4"
 	connectProgFlSendmsg6     = "fl_sendmsg6"
+	connectProgFlSockRelease  = "fl_sock_release"
 	connectVarHaveSetRetval   = "have_set_retval"
 )
 
@@ -193,11 +184,11 @@ type connectProgramSpecs struct {
 	FlConnect6     *ebpf.ProgramSpec `ebpf:"fl_connect6"`
 	FlGetpeername4 *ebpf.ProgramSpec `ebpf:"fl_getpeername4"`
 	FlGetpeername6 *ebpf.ProgramSpec `ebpf:"fl_getpeername6"`
-	FlPicks        *ebpf.ProgramSpec `ebpf:"fl_picks"`
 	FlRecvmsg4     *ebpf.ProgramSpec `ebpf:"fl_recvmsg4"`
 	FlRecvmsg6     *ebpf.ProgramSpec `ebpf:"fl_recvmsg6"`
 	FlSendmsg4     *ebpf.ProgramSpec `ebpf:"fl_sendmsg4"`
 	FlSendmsg6     *ebpf.ProgramSpec `ebpf:"fl_sendmsg6"`
+	FlSockRelease  *ebpf.ProgramSpec `ebpf:"fl_sock_release"`
 }
 
 // connectMapSpecs contains maps before they are loaded into the kernel.
@@ -276,11 +267,11 @@ type connectPrograms struct {
 	FlConnect6     *ebpf.Program `ebpf:"fl_connect6"`
 	FlGetpeername4 *ebpf.Program `ebpf:"fl_getpeername4"`
 	FlGetpeername6 *ebpf.Program `ebpf:"fl_getpeername6"`
-	FlPicks        *ebpf.Program `ebpf:"fl_picks"`
 	FlRecvmsg4     *ebpf.Program `ebpf:"fl_recvmsg4"`
 	FlRecvmsg6     *ebpf.Program `ebpf:"fl_recvmsg6"`
 	FlSendmsg4     *ebpf.Program `ebpf:"fl_sendmsg4"`
 	FlSendmsg6     *ebpf.Program `ebpf:"fl_sendmsg6"`
+	FlSockRelease  *ebpf.Program `ebpf:"fl_sock_release"`
 }
 
 func (p *connectPrograms) Close() error {
@@ -289,11 +280,11 @@ func (p *connectPrograms) Close() error {
 		p.FlConnect6,
 		p.FlGetpeername4,
 		p.FlGetpeername6,
-		p.FlPicks,
 		p.FlRecvmsg4,
 		p.FlRecvmsg6,
 		p.FlSendmsg4,
 		p.FlSendmsg6,
+		p.FlSockRelease,
 	)
 }
 

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -287,14 +288,17 @@ func TestGoneInstanceEndsItsConnections(t *testing.T) {
 	}
 	elsewhere := w.host.Namespace("elsewhere")
 	w.must(elsewhere.Do(func() error {
-		n, err := datapath.DestroySockets(cookies)
+		n, err := datapath.DestroySockets(cookies, a)
 		if n != 0 {
 			t.Errorf("ended %d sockets of another namespace", n)
 		}
 		return err
 	}))
 	w.do(func() error {
-		n, err := datapath.DestroySockets(cookies)
+		if n, err := datapath.DestroySockets(cookies, b); n != 0 || err != nil {
+			t.Errorf("ended %d sockets that are connected elsewhere, %v", n, err)
+		}
+		n, err := datapath.DestroySockets(cookies, a)
 		if n != len(cookies) {
 			t.Errorf("ended %d of %d sockets", n, len(cookies))
 		}
@@ -312,12 +316,10 @@ func TestGoneInstanceEndsItsConnections(t *testing.T) {
 			t.Errorf("connection to the other instance: %v", err)
 		}
 	}
-	if cookies, err := w.k.PickedTo(a, datapath.TCP); err != nil || len(cookies) > 0 {
-		for _, c := range conns[a.String()] {
-			c.Close()
-		}
-		if cookies, err = w.k.PickedTo(a, datapath.TCP); err != nil || len(cookies) > 0 {
-			t.Errorf("closed sockets still count as picked: %v, %v", cookies, err)
-		}
+	for _, c := range slices.Concat(conns[a.String()], conns[b.String()]) {
+		c.Close()
+	}
+	if n := w.pinned("picks").entries(); n != 0 {
+		t.Errorf("%d picks are remembered of sockets that are closed", n)
 	}
 }

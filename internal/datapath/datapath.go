@@ -24,8 +24,13 @@ var (
 	ErrInvalid = errors.New("invalid argument")
 	// ErrInUse says that the cgroup already carries the programs of another agent.
 	ErrInUse = errors.New("another fairlead agent is attached to this cgroup")
+	// ErrFull says that a map of fixed size has no room left.
+	ErrFull = errors.New("no room left")
 	// ErrUnsupported says that the running kernel lacks a feature; the error that wraps it names the feature.
 	ErrUnsupported = errors.New("not supported by this kernel")
+
+	// errCorrupt says that pinned maps contradict each other, which only somebody else's hand can do to them.
+	errCorrupt = errors.New("pinned maps are inconsistent (fairlead down --purge removes them)")
 )
 
 // Protocol numbers of Frontend.Proto (IANA "Assigned Internet Protocol Numbers").

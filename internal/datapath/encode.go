@@ -93,19 +93,16 @@ func aliasTable(backends []Backend) (prob []uint32, alias []int) {
 	return prob, alias
 }
 
-// slotsOf returns the elements of the slots map that make up a backend set.
-func slotsOf(set uint32, backends []Backend) ([]connectSlotKey, []connectSlot) {
+// slotsOf returns the elements of the slots array that make up a backend set.
+func slotsOf(set uint32, backends []Backend) []connectSlot {
 	prob, alias := aliasTable(backends)
-	keys, vals := make([]connectSlotKey, len(backends)), make([]connectSlot, len(backends))
+	vals := make([]connectSlot, len(backends))
 	for i, b := range backends {
-		other := backends[alias[i]]
-		keys[i] = connectSlotKey{Set: set, Slot: uint32(i)}
 		v := &vals[i]
 		v.Addr.W, v.Port = words(b.Addr.Addr()), swap16(b.Addr.Port())
-		v.Alias.W, v.AliasPort = words(other.Addr.Addr()), swap16(other.Addr.Port())
-		v.Prob, v.Weight, v.Set = prob[i], b.Weight, set
+		v.Prob, v.Alias, v.Weight, v.Set = prob[i], uint32(alias[i]), b.Weight, set
 	}
-	return keys, vals
+	return vals
 }
 
 // encodePool fills in one half of the settings; the last value is the prefix length plus one, zero for no pool.

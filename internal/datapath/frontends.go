@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cilium/ebpf"
 )
@@ -15,11 +16,12 @@ type stored struct {
 	set   *backendSet // nil: no backends
 }
 
-// backendSet is a list of backends in the slots map, shared by all frontends that have the same ones. A set never changes, and its
+// backendSet is a list of backends in the slots array, shared by all frontends that have the same ones. A set never changes, and its
 // number is never used again, so that a program that reads one either gets it whole or notices.
 type backendSet struct {
 	id    uint32
-	count int
+	start uint32
+	count uint32
 	key   setKey
 	users int
 }
@@ -57,14 +59,15 @@ func (k *Kernel) SetFrontend(f Frontend, s State, backends []Backend) error {
 	key := f.encode()
 	val := connectFrontend{State: uint32(e.State), Tag: tagOf(key)}
 	if set != nil {
-		val.Set, val.Count = set.id, uint32(set.count)
+		val.Set, val.Start, val.Count = set.id, set.start, set.count
 	}
 	if err := k.maps[connectMapFrontends].Put(&key, &val); err != nil {
-		return errors.Join(fmt.Errorf("put frontend %s: %w", f, err), k.release(set))
+		k.release(set)
+		return fmt.Errorf("put frontend %s: %w", f, err)
 	}
-	old := k.frontends[f]
+	k.release(k.frontends[f].set)
 	k.frontends[f] = stored{e.State, set}
-	return k.release(old.set)
+	return nil
 }
 
 // DeleteFrontend implements Maps.
@@ -79,9 +82,9 @@ func (k *Kernel) DeleteFrontend(f Frontend) error {
 	if err := k.maps[connectMapFrontends].Delete(&key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("delete frontend %s: %w", f, err)
 	}
-	old := k.frontends[f]
+	k.release(k.frontends[f].set)
 	delete(k.frontends, f)
-	return k.release(old.set)
+	return nil
 }
 
 // acquire finds or stores a set of backends and counts one more user.
@@ -94,115 +97,119 @@ func (k *Kernel) acquire(backends []Backend) (*backendSet, error) {
 		s.users++
 		return s, nil
 	}
+	start, ok := k.room.take(uint32(len(backends)), time.Now())
+	if !ok {
+		return nil, fmt.Errorf("%w: all places for backends are taken", ErrFull)
+	}
 	k.nextSet++
-	s := &backendSet{id: k.nextSet, count: len(backends), key: key, users: 1}
-	keys, vals := slotsOf(s.id, backends)
-	if _, err := k.maps[connectMapSlots].BatchUpdate(keys, vals, nil); err != nil {
-		return nil, errors.Join(err, k.deleteSlots(keys))
+	s := &backendSet{id: k.nextSet, start: start, count: uint32(len(backends)), key: key, users: 1}
+	vals := slotsOf(s.id, backends)
+	at := make([]uint32, len(vals))
+	for i := range at {
+		at[i] = start + uint32(i)
+	}
+	if _, err := k.maps[connectMapSlots].BatchUpdate(at, vals, nil); err != nil {
+		k.room.give(s.start, s.count, time.Now())
+		return nil, err
 	}
 	k.sets[key] = s
 	return s, nil
 }
 
-// release counts one user less and deletes the set after the last one.
-func (k *Kernel) release(s *backendSet) error {
+// release counts one user less and gives the set's place back after the last one.
+func (k *Kernel) release(s *backendSet) {
 	if s == nil {
-		return nil
+		return
 	}
 	if s.users--; s.users > 0 {
-		return nil
+		return
 	}
 	delete(k.sets, s.key)
-	keys := make([]connectSlotKey, s.count)
-	for i := range keys {
-		keys[i] = connectSlotKey{Set: s.id, Slot: uint32(i)}
-	}
-	return k.deleteSlots(keys)
-}
-
-// deleteSlots deletes those of keys that exist.
-func (k *Kernel) deleteSlots(keys []connectSlotKey) error {
-	for len(keys) > 0 {
-		n, err := k.maps[connectMapSlots].BatchDelete(keys, nil)
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("delete unused backends: %w", err)
-		}
-		keys = keys[n+1:] // the batch stops at the first that is missing
-	}
-	return nil
+	k.room.give(s.start, s.count, time.Now())
 }
 
 // Frontends implements Maps. It reads the kernel's maps, not what this process remembers.
 func (k *Kernel) Frontends() (map[Frontend]Entry, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	vals, sets, err := k.read()
+	vals, slots, err := k.read()
 	if err != nil {
 		return nil, err
 	}
 	out := make(map[Frontend]Entry, len(vals))
 	for f, v := range vals {
-		e := Entry{State: State(v.State)}
-		if v.Set != 0 {
-			e.Backends = append([]Backend(nil), sets[v.Set]...)
+		backends, err := backendsOf(v, slots)
+		if err != nil {
+			return nil, fmt.Errorf("frontend %s: %w", f, err)
 		}
-		out[f] = e
+		out[f] = Entry{State: State(v.State), Backends: backends}
 	}
 	return out, nil
 }
 
-// read returns the contents of the frontends and slots maps.
-func (k *Kernel) read() (map[Frontend]connectFrontend, map[uint32][]Backend, error) {
+// read returns the contents of the frontends map, and of the slots array as far as frontends use it.
+func (k *Kernel) read() (map[Frontend]connectFrontend, []connectSlot, error) {
 	frontends := map[Frontend]connectFrontend{}
-	err := readAll(k.maps[connectMapFrontends], func(key connectFrontendKey, v connectFrontend) { frontends[decodeFrontend(key)] = v })
-	if err != nil {
-		return nil, nil, err
-	}
-	sets := map[uint32][]Backend{}
-	err = readAll(k.maps[connectMapSlots], func(key connectSlotKey, v connectSlot) {
-		s := sets[key.Set]
-		for uint32(len(s)) <= key.Slot {
-			s = append(s, Backend{})
-		}
-		s[key.Slot] = Backend{Addr: addrPort(v.Addr.W, v.Port), Weight: v.Weight}
-		sets[key.Set] = s
+	end := uint32(0)
+	err := readAll(k.maps[connectMapFrontends], func(key connectFrontendKey, v connectFrontend) {
+		frontends[decodeFrontend(key)] = v
+		end = max(end, v.Start+v.Count)
 	})
-	return frontends, sets, err
+	if err != nil || end == 0 {
+		return frontends, nil, err
+	}
+	at, slots := make([]uint32, end), make([]connectSlot, end)
+	var cursor ebpf.MapBatchCursor
+	n, err := k.maps[connectMapSlots].BatchLookup(&cursor, at, slots, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, nil, fmt.Errorf("read map slots: %w", err)
+	}
+	return frontends, slots[:n], nil
 }
 
-// adopt learns what an earlier process left in the maps, and deletes the sets that no frontend uses.
+// backendsOf returns a frontend's part of the slots array.
+func backendsOf(v connectFrontend, slots []connectSlot) ([]Backend, error) {
+	if v.Set == 0 {
+		return nil, nil
+	}
+	if uint64(v.Start)+uint64(v.Count) > uint64(len(slots)) {
+		return nil, fmt.Errorf("%w: backends %d to %d of %d", errCorrupt, v.Start, v.Start+v.Count, len(slots))
+	}
+	out := make([]Backend, 0, v.Count)
+	for _, s := range slots[v.Start : v.Start+v.Count] {
+		if s.Set != v.Set {
+			return nil, fmt.Errorf("%w: backends of set %d, want %d", errCorrupt, s.Set, v.Set)
+		}
+		out = append(out, Backend{Addr: addrPort(s.Addr.W, s.Port), Weight: s.Weight})
+	}
+	return out, nil
+}
+
+// adopt learns what an earlier process left in the maps.
 func (k *Kernel) adopt() error {
-	frontends, sets, err := k.read()
+	frontends, slots, err := k.read()
 	if err != nil {
 		return fmt.Errorf("adopt pinned maps: %w", err)
 	}
 	byID := map[uint32]*backendSet{}
-	var unused []connectSlotKey
 	for f, v := range frontends {
-		if v.Set != 0 && byID[v.Set] == nil {
-			byID[v.Set] = &backendSet{id: v.Set, count: len(sets[v.Set]), key: keyOf(sets[v.Set])}
-		}
-		s := stored{state: State(v.State), set: byID[v.Set]}
-		if s.set != nil {
-			s.set.users++
-		}
-		k.frontends[f] = s
-	}
-	for id, backends := range sets {
-		k.nextSet = max(k.nextSet, id)
-		if s := byID[id]; s != nil {
-			k.sets[s.key] = s
+		k.frontends[f] = stored{state: State(v.State)}
+		if v.Set == 0 {
 			continue
 		}
-		for i := range backends {
-			unused = append(unused, connectSlotKey{Set: id, Slot: uint32(i)})
+		s := byID[v.Set]
+		if s == nil {
+			backends, err := backendsOf(v, slots)
+			if err != nil {
+				return fmt.Errorf("adopt frontend %s: %w", f, err)
+			}
+			s = &backendSet{id: v.Set, start: v.Start, count: v.Count, key: keyOf(backends)}
+			byID[v.Set], k.sets[s.key] = s, s
+			k.room.reserve(s.start, s.count)
+			k.nextSet = max(k.nextSet, s.id)
 		}
-	}
-	if err := k.deleteSlots(unused); err != nil {
-		return fmt.Errorf("adopt pinned maps: %w", err)
+		s.users++
+		k.frontends[f] = stored{State(v.State), s}
 	}
 	return nil
 }

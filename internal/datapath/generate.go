@@ -3,5 +3,5 @@ package datapath
 // Both paths of the C library's architecture headers are given, so that either architecture generates the same object; a directory
 // that is missing is ignored.
 
-//go:generate go tool bpf2go -target bpfel -type frontend_key -type frontend -type slot_key -type slot -type peer_key -type peer -type pick -type settings connect bpf/connect.c -- -O2 -g -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
+//go:generate go tool bpf2go -target bpfel -type frontend_key -type frontend -type slot -type peer_key -type peer -type pick -type settings connect bpf/connect.c -- -O2 -g -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
 //go:generate go tool bpf2go -target bpfel -type veth_entry -type endpoint_key -type endpoint_entry -type mac_key veth bpf/veth.c -- -O2 -g -Wall -Wextra -Werror -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu

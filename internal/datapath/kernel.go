@@ -37,6 +37,7 @@ type Kernel struct {
 	frontends map[Frontend]stored
 	sets      map[setKey]*backendSet
 	nextSet   uint32
+	room      *ranges                  // of the slots array
 	waiting   map[string]*ebpf.Program // programs that Activate will switch to; nil after
 }
 
@@ -52,6 +53,7 @@ var hooks = []struct {
 	{connectProgFlRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg},
 	{connectProgFlGetpeername4, ebpf.AttachCgroupInet4GetPeername},
 	{connectProgFlGetpeername6, ebpf.AttachCgroupInet6GetPeername},
+	{connectProgFlSockRelease, ebpf.AttachCgroupInetSockRelease},
 	{connectProgFlSendmsg4, ebpf.AttachCGroupUDP4Sendmsg},
 	{connectProgFlSendmsg6, ebpf.AttachCGroupUDP6Sendmsg},
 	{connectProgFlConnect4, ebpf.AttachCGroupInet4Connect},
@@ -83,6 +85,7 @@ func Load(cfg Config) (*Kernel, error) {
 		maps:      map[string]*ebpf.Map{},
 		frontends: map[Frontend]stored{},
 		sets:      map[setKey]*backendSet{},
+		room:      newRanges(specs[0].Maps[connectMapSlots].MaxEntries),
 		waiting:   map[string]*ebpf.Program{},
 		// What a UDP socket got before an upgrade names a set too; starting anywhere makes it unlikely that a new set has its number.
 		nextSet: rand.Uint32() >> 1,
@@ -287,7 +290,6 @@ func explain(err error) error {
 	}{
 		{"eBPF programs on cgroups' connect() (CONFIG_CGROUP_BPF)", func() error { return features.HaveProgramType(ebpf.CGroupSockAddr) }},
 		{"eBPF programs in tc (CONFIG_NET_CLS_BPF)", func() error { return features.HaveProgramType(ebpf.SchedCLS) }},
-		{"eBPF socket storage", func() error { return features.HaveMapType(ebpf.SkStorage) }},
 		{"eBPF LRU maps", func() error { return features.HaveMapType(ebpf.LRUHash) }},
 		{"the eBPF helper bpf_get_netns_cookie (Linux 5.7)", haveHelper(ebpf.CGroupSockAddr, fnGetNetnsCookie)},
 		{"the eBPF helper bpf_redirect_peer (Linux 5.10)", haveHelper(ebpf.SchedCLS, fnRedirectPeer)},

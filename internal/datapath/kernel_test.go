@@ -60,7 +60,7 @@ func TestKernelEqualsFake(t *testing.T) {
 		w.must(fake.DeleteFrontend(f))
 	}
 	equal(steps)
-	if n := w.pinned("slots").entries(); n != 0 {
+	if n := w.k.Places(); n != 0 {
 		t.Errorf("%d backends are left without a frontend", n)
 	}
 }
@@ -153,8 +153,7 @@ func TestEqualBackendsAreStoredOnce(t *testing.T) {
 	for port := range uint16(100) {
 		w.must(w.k.SetFrontend(frontend(port+1), datapath.FrontendOK, backends(a, b)))
 	}
-	slots := w.pinned("slots")
-	if n := slots.entries(); n != 2 {
+	if n := w.k.Places(); n != 2 {
 		t.Errorf("100 frontends with the same 2 backends take %d places", n)
 	}
 	w.k.Close()
@@ -162,11 +161,11 @@ func TestEqualBackendsAreStoredOnce(t *testing.T) {
 	for port := range uint16(99) {
 		w.must(w.k.SetFrontend(frontend(port+1), datapath.FrontendNoHealthy, nil))
 	}
-	if n := slots.entries(); n != 2 {
+	if n := w.k.Places(); n != 2 {
 		t.Errorf("one frontend is left, which has 2 backends in %d places", n)
 	}
 	w.must(w.k.DeleteFrontend(frontend(100)))
-	if n := slots.entries(); n != 0 {
+	if n := w.k.Places(); n != 0 {
 		t.Errorf("%d places are taken without a frontend", n)
 	}
 }
@@ -315,8 +314,8 @@ func TestCgroupMadeAnew(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := attached(t, cfg.Cgroup); n != 8 {
-			t.Errorf("%d programs are attached, want 8", n)
+		if n := attached(t, cfg.Cgroup); n != 9 {
+			t.Errorf("%d programs are attached, want 9", n)
 		}
 		if err := os.Remove(cfg.Cgroup); err != nil {
 			t.Fatal(err)
@@ -337,7 +336,7 @@ func attached(t *testing.T, cgroup string) (n int) {
 	defer dir.Close()
 	for _, at := range []ebpf.AttachType{
 		ebpf.AttachCGroupInet4Connect, ebpf.AttachCGroupInet6Connect, ebpf.AttachCGroupUDP4Sendmsg, ebpf.AttachCGroupUDP6Sendmsg,
-		ebpf.AttachCGroupUDP4Recvmsg, ebpf.AttachCGroupUDP6Recvmsg, ebpf.AttachCgroupInet4GetPeername, ebpf.AttachCgroupInet6GetPeername,
+		ebpf.AttachCGroupUDP4Recvmsg, ebpf.AttachCGroupUDP6Recvmsg, ebpf.AttachCgroupInet4GetPeername, ebpf.AttachCgroupInet6GetPeername, ebpf.AttachCgroupInetSockRelease,
 	} {
 		res, err := link.QueryPrograms(link.QueryOptions{Target: int(dir.Fd()), Attach: at})
 		if err != nil {

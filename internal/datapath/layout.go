@@ -38,7 +38,6 @@ func specs() ([]*ebpf.CollectionSpec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read eBPF programs: %w", err)
 	}
-	delete(c.Programs, connectProgFlPicks) // loaded by PickedTo
 	if errors.Is(features.HaveProgramHelper(ebpf.CGroupSockAddr, asm.FnSetRetval), ebpf.ErrNotSupported) {
 		if err := c.Variables[connectVarHaveSetRetval].Set(uint8(0)); err != nil {
 			return nil, fmt.Errorf("prepare eBPF programs: %w", err)

@@ -4,76 +4,34 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
-// PickedTo returns the cookies of the connected sockets, in all network namespaces, whose connection to a frontend was sent to addr.
-// For DestroySockets, when an instance is gone. UDP sockets that only send (sendto) are not among them: they get another instance with
+// PickedTo returns the cookies of the sockets, in all network namespaces, whose last connection to a frontend was sent to addr. They may
+// have connected elsewhere since. For DestroySockets, when an instance is gone. UDP sockets that only send (sendto) are not among them: they get another instance with
 // their next datagram.
 func (k *Kernel) PickedTo(addr netip.AddrPort, proto uint8) ([]uint64, error) {
-	records, err := k.readPicks()
-	if err != nil {
-		return nil, fmt.Errorf("find sockets picked to %s: %w", addr, err)
-	}
 	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 	var out []uint64
-	for _, p := range records {
+	err := readAll(k.maps[connectMapPicks], func(cookie uint64, p connectPick) {
 		if addrPort(p.Backend.W, p.BackendPort) == addr && p.Proto == uint32(proto) {
-			out = append(out, p.Cookie)
+			out = append(out, cookie)
 		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find sockets picked to %s: %w", addr, err)
 	}
 	return out, nil
 }
 
-// readPicks reads the storage of all sockets by way of an iterator program, which is loaded for each call: instances go rarely, and
-// loading it takes the kernel's type information, which is large.
-func (k *Kernel) readPicks() ([]connectPick, error) {
-	spec, err := loadConnect()
-	if err != nil {
-		return nil, err
-	}
-	prog, err := ebpf.NewProgram(spec.Programs[connectProgFlPicks])
-	if err != nil {
-		if errors.Is(err, ebpf.ErrNotSupported) {
-			return nil, fmt.Errorf("%w: eBPF iterators (CONFIG_DEBUG_INFO_BTF): %w", ErrUnsupported, err)
-		}
-		return nil, err
-	}
-	defer prog.Close()
-	it, err := link.AttachIter(link.IterOptions{Program: prog, Map: k.maps[connectMapPicks]})
-	if err != nil {
-		return nil, err
-	}
-	defer it.Close()
-	r, err := it.Open()
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	var out []connectPick
-	for {
-		var p connectPick
-		err := binary.Read(r, binary.NativeEndian, &p)
-		if errors.Is(err, io.EOF) {
-			return out, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, p)
-	}
-}
-
-// DestroySockets ends the sockets with these cookies (SO_COOKIE) that are in the network namespace of the calling thread; their owners
-// see ECONNABORTED at once. It returns how many it ended; cookies that are in other namespaces, or gone, are no error.
-func DestroySockets(cookies []uint64) (int, error) {
+// DestroySockets ends the sockets with these cookies (SO_COOKIE) that are in the network namespace of the calling thread and connected to
+// addr; their owners see ECONNABORTED at once. It returns how many it ended; cookies that are in other namespaces, or gone, are no error.
+func DestroySockets(cookies []uint64, addr netip.AddrPort) (int, error) {
+	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 	wanted := make(map[uint64]bool, len(cookies))
 	for _, c := range cookies {
 		wanted[c] = true
@@ -96,7 +54,8 @@ func DestroySockets(cookies []uint64) (int, error) {
 			return done, fmt.Errorf("list sockets: %w", err)
 		}
 		for _, s := range sockets {
-			if !wanted[uint64(s.ID.Cookie[1])<<32|uint64(s.ID.Cookie[0])] {
+			to, _ := netip.AddrFromSlice(s.ID.Destination)
+			if !wanted[uint64(s.ID.Cookie[1])<<32|uint64(s.ID.Cookie[0])] || netip.AddrPortFrom(to.Unmap(), s.ID.DestinationPort) != addr {
 				continue
 			}
 			switch err := destroy(kind.proto, s); {

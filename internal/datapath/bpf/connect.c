@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 //
-// Programs of a cgroup that see connect(), sendmsg(), recvmsg() and getpeername() of the processes in it, and exchange the address
-// of a frontend (a VIP and port, or a published host address) for that of one of its backends, and back.
+// Programs of a cgroup that see connect(), sendmsg(), recvmsg(), getpeername() and the last close() of the processes in it, and
+// exchange the address of a frontend (a VIP and port, or a published host address) for that of one of its backends, and back.
 //
 // Every address here is 16 bytes in network order, IPv4 in its IPv6-mapped form (RFC 4291, 2.5.5.2), so that an IPv4 destination is
 // the same key whether an AF_INET or an AF_INET6 socket names it.
 //
-// User space replaces the backends of a frontend by writing a new set under a number that was never used before, then pointing the
-// frontend at it, then deleting the old set. Elements of hash maps may be recycled while a program still reads them, so values repeat
-// part of their key (tag, set, cookie); a reader that finds another one starts over.
+// User space replaces the backends of a frontend by writing a new set, under a number that was never used before, to a free part of
+// the slots array, then pointing the frontend at it; the place of the old set is left alone for a while. Elements of hash maps may be
+// recycled while a program still reads them. So values repeat what they belong to (tag, set, cookie), and a reader that finds another
+// one starts over.
 #include <linux/bpf.h>
 #include <linux/in.h>
 #include <stdbool.h>
@@ -41,26 +42,23 @@ enum state {
 
 struct frontend {
 	__u32 set;   // zero: no backends
+	__u32 start; // of the set in the slots array
 	__u32 count; // backends in the set
 	__u32 state;
 	__u32 tag; // of the key, see tag_of
 };
 
-struct slot_key {
-	__u32 set;
-	__u32 slot; // below the frontend's count; slots are in order of address and port
-};
-
 // A slot is a backend and a column of the alias table (A. J. Walker 1977; M. D. Vose, "A linear algorithm for generating random
-// numbers with a given distribution", 1991): of those that draw this column, prob in 2^32 take the backend, the others the alias.
+// numbers with a given distribution", 1991): of those that draw this column, prob in 2^32 take the backend, the others the one in slot
+// alias. The slots of a set are in order of address and port.
 struct slot {
 	struct address addr;
-	struct address alias;
 	__be16 port;
-	__be16 alias_port;
+	__u16 pad;
 	__u32 prob;
+	__u32 alias;
 	__u32 weight; // for user space
-	__u32 set;    // of the key
+	__u32 set;    // that the slot is in
 };
 
 struct peer_key {
@@ -81,7 +79,6 @@ struct peer {
 
 // What a connected socket asked for and what it got.
 struct pick {
-	__u64 cookie;
 	struct address frontend;
 	struct address backend;
 	__be16 frontend_port;
@@ -128,11 +125,11 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } frontends SEC(".maps");
 
+// An array, because a set is then close together in memory: with thousands of services it is cache misses that a pick costs.
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1048576);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct slot_key);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 262144);
+	__type(key, __u32);
 	__type(value, struct slot);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } slots SEC(".maps");
@@ -155,11 +152,13 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } reverse SEC(".maps");
 
-// The pick of each connected socket. It lives and dies with the socket, so that the longest connections are never forgotten.
+// The pick of each connected socket by its cookie. fl_sock_release deletes it. (Socket storage would do so by itself, but costs three
+// times as much to make, which is 4 % of a connect.)
 struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 262144);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u32);
+	__type(key, __u64);
 	__type(value, struct pick);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } picks SEC(".maps");
@@ -232,16 +231,16 @@ static __always_inline int order(const struct slot *s, const struct peer *p)
 	return a == b ? 0 : a < b ? -1 : 1;
 }
 
-// member reports whether p is one of the frontend's backends.
-static __noinline bool member(__u32 set, __u32 count, const struct peer *p)
+// member reports whether p is one of the count backends of a set.
+static __noinline bool member(__u32 set, __u32 start, __u32 count, const struct peer *p)
 {
-	__u32 low = 0, high = count;
+	__u32 low = start, high = start + count;
 
 	if (!p)
 		return false;
 	for (int i = 0; i < SEARCH && low < high; i++) {
-		struct slot_key key = { .set = set, .slot = low + (high - low) / 2 };
-		struct slot *s = bpf_map_lookup_elem(&slots, &key);
+		__u32 at = low + (high - low) / 2;
+		struct slot *s = bpf_map_lookup_elem(&slots, &at);
 
 		if (!s)
 			return false;
@@ -250,30 +249,31 @@ static __noinline bool member(__u32 set, __u32 count, const struct peer *p)
 		if (!o)
 			return s->set == set;
 		if (o < 0)
-			low = key.slot + 1;
+			low = at + 1;
 		else
-			high = key.slot;
+			high = at;
 	}
 	return false;
 }
 
-// draw picks a backend by weight.
+// draw picks a backend by weight. One random number serves for both steps: its product with the number of columns has the column before
+// the binary point and, independent of it, what is compared with prob behind.
 static __always_inline int draw(const struct frontend *fe, struct flow *f)
 {
-	struct slot_key key = { .set = fe->set };
-	struct slot *s;
+	__u64 r = (__u64)bpf_get_prandom_u32() * fe->count;
+	__u32 at = fe->start + (r >> 32);
+	struct slot *s = bpf_map_lookup_elem(&slots, &at);
 
-	key.slot = ((__u64)bpf_get_prandom_u32() * fe->count) >> 32;
-	s = bpf_map_lookup_elem(&slots, &key);
 	if (!s)
 		return AGAIN;
-	if (bpf_get_prandom_u32() < s->prob) {
-		f->addr = s->addr;
-		f->port = s->port;
-	} else {
-		f->addr = s->alias;
-		f->port = s->alias_port;
+	if ((__u32)r >= s->prob) {
+		at = fe->start + s->alias;
+		s = bpf_map_lookup_elem(&slots, &at);
+		if (!s)
+			return AGAIN;
 	}
+	f->addr = s->addr;
+	f->port = s->port;
 	barrier();
 	return s->set == fe->set ? REWRITE : AGAIN;
 }
@@ -292,7 +292,7 @@ static __always_inline int draw_sticky(__u64 cookie, const struct frontend *fe, 
 		barrier();
 		if (val.cookie == cookie) {
 			found = val.set == fe->set;
-			if (!found && member(fe->set, fe->count, &val)) {
+			if (!found && member(fe->set, fe->start, fe->count, &val)) {
 				known->set = fe->set;
 				found = true;
 			}
@@ -364,21 +364,6 @@ static __always_inline int resolve(struct bpf_sock_addr *ctx, struct flow *f)
 	return UNREACH;
 }
 
-// remember records the pick of a socket that connects.
-static __always_inline void remember(struct bpf_sock_addr *ctx, const struct address *addr, __be16 port, const struct flow *f)
-{
-	struct pick *p = bpf_sk_storage_get(&picks, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-
-	if (!p)
-		return;
-	p->cookie = bpf_get_socket_cookie(ctx);
-	p->frontend = *addr;
-	p->frontend_port = port;
-	p->backend = f->addr;
-	p->backend_port = f->port;
-	p->proto = f->proto;
-}
-
 static __always_inline int fail(int verdict)
 {
 	if (have_set_retval)
@@ -386,18 +371,21 @@ static __always_inline int fail(int verdict)
 	return 0;
 }
 
-// outgoing is the body of connect and sendmsg. It returns REWRITE when f changed, PASS when not; otherwise the call has failed.
+// outgoing is the body of connect and sendmsg. It returns REWRITE when f changed, PASS when not; otherwise the call has failed. The pick
+// of a socket that connects is recorded. It is not forgotten when the socket connects elsewhere, which would cost every connect a look;
+// whoever reads it compares it with the address that the socket is connected to.
 static __always_inline int outgoing(struct bpf_sock_addr *ctx, struct flow *f, bool connects)
 {
-	struct address addr = f->addr;
-	__be16 port = f->port;
+	struct pick p = { .frontend = f->addr, .frontend_port = f->port };
 	int v = resolve(ctx, f);
 
-	if (connects) {
-		if (v == REWRITE)
-			remember(ctx, &addr, port, f);
-		else
-			bpf_sk_storage_delete(&picks, ctx->sk);
+	if (connects && v == REWRITE) {
+		__u64 cookie = bpf_get_socket_cookie(ctx);
+
+		p.backend = f->addr;
+		p.backend_port = f->port;
+		p.proto = f->proto;
+		bpf_map_update_elem(&picks, &cookie, &p, BPF_ANY);
 	}
 	return v;
 }
@@ -405,7 +393,8 @@ static __always_inline int outgoing(struct bpf_sock_addr *ctx, struct flow *f, b
 // picked turns the backend that a connected socket got back into what it asked for.
 static __always_inline bool picked(struct bpf_sock_addr *ctx, struct flow *f)
 {
-	struct pick *p = bpf_sk_storage_get(&picks, ctx->sk, 0, 0);
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct pick *p = bpf_map_lookup_elem(&picks, &cookie);
 
 	if (!p || !equal(&p->backend, &f->addr) || p->backend_port != f->port)
 		return false;
@@ -417,15 +406,11 @@ static __always_inline bool picked(struct bpf_sock_addr *ctx, struct flow *f)
 // incoming does the same for the source of a datagram on any UDP socket.
 static __always_inline bool incoming(struct bpf_sock_addr *ctx, struct flow *f)
 {
-	struct peer_key key = { .addr = f->addr, .port = f->port };
-	struct peer *p;
+	struct peer_key key = { .cookie = bpf_get_socket_cookie(ctx), .addr = f->addr, .port = f->port };
+	struct peer *p = bpf_map_lookup_elem(&reverse, &key);
 
-	if (picked(ctx, f))
-		return true;
-	key.cookie = bpf_get_socket_cookie(ctx);
-	p = bpf_map_lookup_elem(&reverse, &key);
 	if (!p)
-		return false;
+		return picked(ctx, f); // connected so long ago that its entry has made room for others
 	f->addr = p->addr;
 	f->port = p->port;
 	barrier();
@@ -509,28 +494,25 @@ INCOMING(recvmsg, 6, incoming)
 INCOMING(getpeername, 4, picked)
 INCOMING(getpeername, 6, picked)
 
-// The context of an iterator over socket storage, as much of it as is used. The kernel's own names are struct
-// bpf_iter__bpf_sk_storage_map and struct bpf_iter_meta; both have had these first members since they exist.
-struct iter_meta {
-	struct seq_file *seq;
-};
-
-struct iter_context {
-	struct iter_meta *meta;
-	struct bpf_map *map;
-	struct sock *sk;
-	struct pick *value;
-};
-
-// fl_picks writes every pick to its reader. Loaded only when somebody asks.
-SEC("iter/bpf_sk_storage_map")
-int fl_picks(struct iter_context *ctx)
+// fl_sock_release sees the last close of a socket.
+SEC("cgroup/sock_release")
+int fl_sock_release(struct bpf_sock *ctx)
 {
-	struct pick *p = ctx->value;
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct pick *p = bpf_map_lookup_elem(&picks, &cookie);
 
-	if (p)
-		bpf_seq_write(ctx->meta->seq, p, sizeof(*p));
-	return 0;
+	if (!p)
+		return 1;
+	if (p->proto == IPPROTO_UDP) {
+		struct peer_key key = { .cookie = cookie, .addr = p->frontend, .port = p->frontend_port };
+
+		bpf_map_delete_elem(&sticky, &key);
+		key.addr = p->backend;
+		key.port = p->backend_port;
+		bpf_map_delete_elem(&reverse, &key);
+	}
+	bpf_map_delete_elem(&picks, &cookie);
+	return 1;
 }
 
 char __license[] SEC("license") = "GPL";
