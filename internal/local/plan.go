@@ -75,9 +75,11 @@ func plan(owner model.Owner, wants []want, h have, now time.Time) (works []work,
 			works = append(works, work)
 		}
 	}
-	gone := map[model.ServiceID]bool{} // services whose checks go without a word
+	// Checks that go without a word of their own: with their instance, or because
+	// it is registered without them.
+	gone, renewed := map[model.ServiceID]bool{}, map[model.ServiceID]bool{}
 	for _, k := range works {
-		gone[k.id] = k.register != nil
+		gone[k.id], renewed[k.id] = k.deregister, k.register != nil
 	}
 	for _, i := range h.instances {
 		if !wanted[i.ID] && ours(i.Owner) && i.ID != consulService {
@@ -87,8 +89,8 @@ func plan(owner model.Owner, wants []want, h have, now time.Time) (works []work,
 	}
 	var strays []model.CheckID
 	for _, c := range h.checks {
-		left := c.Owner == model.OwnerExternal || !gone[c.ServiceID]
-		if left && !wantedChecks[c.ID] && ours(c.Owner) && c.ID != model.SerfHealth {
+		goes := gone[c.ServiceID] || (renewed[c.ServiceID] && c.Owner == owner)
+		if !goes && !wantedChecks[c.ID] && ours(c.Owner) && c.ID != model.SerfHealth {
 			strays = append(strays, c.ID)
 		}
 	}

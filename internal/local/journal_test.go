@@ -1,0 +1,191 @@
+package local
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/state"
+)
+
+func TestChangesThatWaitTogetherAreOneBatch(t *testing.T) {
+	j := newJournal("")
+	var batches []int
+	apply := func(b []*change) {
+		batches = append(batches, len(b))
+		for _, c := range b {
+			if c.id == "7" {
+				c.err = errors.New("boom")
+			}
+		}
+	}
+	j.mu.Lock() // a batch is being written
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			err := j.do(&change{id: model.ServiceID(fmt.Sprint(i))}, apply)
+			if (err != nil) != (i == 7) {
+				t.Errorf("change %d: %v", i, err)
+			}
+		})
+	}
+	for waiting := 0; waiting < 20; runtime.Gosched() {
+		j.queue.mu.Lock()
+		waiting = len(j.queue.waiting)
+		j.queue.mu.Unlock()
+	}
+	j.mu.Unlock()
+	wg.Wait()
+	if !slices.Equal(batches, []int{20}) {
+		t.Errorf("batches %v, want one of 20", batches)
+	}
+}
+
+func TestFileRoundTrip(t *testing.T) {
+	j := newJournal(t.TempDir())
+	var regs []model.Registration
+	for _, r := range []model.Registration{
+		{Instance: model.Instance{
+			ID: "a", Service: "web", Tags: []string{"x"}, Port: 80, Meta: map[string]string{"k": "v"},
+			TaggedAddresses: map[string]model.ServiceAddress{"lan": {Address: "192.0.2.1", Port: 1}},
+			Weights:         model.Weights{Passing: 3, Warning: 2}, EnableTagOverride: true, Endpoint: "e1",
+		}, Token: "secret", Checks: []model.CheckSpec{{
+			ID: "c", HTTP: "https://127.0.0.1/", Interval: time.Second, Timeout: time.Millisecond, Method: "PUT",
+			Header: map[string][]string{"A": {"1", "2"}}, TLSSkipVerify: true, NetNS: "/run/x", DeregisterAfter: time.Hour,
+			FailuresBeforeCritical: 3, SuccessBeforePassing: 2, OutputMaxSize: 10, Status: model.Passing,
+		}}},
+		{Instance: model.Instance{ID: "b", Service: "b"}, Checks: []model.CheckSpec{{TTL: time.Minute}}},
+	} {
+		r, err := normalize(r, "n1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		regs = append(regs, r)
+	}
+	for _, want := range [][]model.Registration{regs, regs[:1], nil} {
+		if err := j.save(want); err != nil {
+			t.Fatal(err)
+		}
+		got, err := j.load("n1")
+		if err != nil || len(got) != len(want) {
+			t.Fatalf("load = %v, %v; want %v", got, err, want)
+		}
+		for i := range want {
+			if !same(got[i], want[i]) {
+				t.Errorf("read %+v\nwrote %+v", got[i], want[i])
+			}
+		}
+	}
+	if moved, err := j.load("n2"); err != nil || len(moved) != 0 {
+		t.Errorf("load = %v, %v", moved, err)
+	}
+}
+
+func TestRenamedNodeKeepsItsServices(t *testing.T) {
+	j := newJournal(t.TempDir())
+	r, _ := normalize(model.Registration{Instance: model.Instance{Service: "web"}}, "old")
+	if err := j.save([]model.Registration{r}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := j.load("new")
+	if err != nil || got[0].Instance.Node != "new" || got[0].Instance.Owner != "node/new" {
+		t.Errorf("load = %+v, %v", got, err)
+	}
+}
+
+// TestUnusableFile: nothing is dropped silently; the error says which file, what
+// is wrong and what to do.
+func TestUnusableFile(t *testing.T) {
+	tests := []struct{ name, content, want string }{
+		{"empty", "", "unexpected end of JSON input"},
+		{"cut off", `{"version":1,"registrations":[{"insta`, "unexpected end of JSON input"},
+		{"no JSON", "services: web", "invalid character"},
+		{"something behind", `{"version":1,"registrations":[]} {}`, "invalid character"},
+		{"no version", `{"registrations":[]}`, "format version 0, this program knows version 1"},
+		{"newer", `{"version":2,"whatever":1}`, "format version 2"},
+		{"unknown field", `{"version":1,"registrations":[{"instance":{"service":"web","weights":{}},"colour":"red"}]}`, `unknown field "colour"`},
+		{"invalid", `{"version":1,"registrations":[{"instance":{"id":"x"}}]}`, "registration 1: invalid registration: a service needs a name"},
+		{"service twice", `{"version":1,"registrations":[{"instance":{"service":"a"}},{"instance":{"service":"a"}}]}`, `service "a" is there twice`},
+		{
+			"check twice",
+			`{"version":1,"registrations":[{"instance":{"service":"a"},"checks":[{"id":"c","ttl":1}]},{"instance":{"service":"b"},"checks":[{"id":"c","ttl":1}]}]}`,
+			`check "c" is there twice`,
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			path := filepath.Join(dir, fileName)
+			if err := os.WriteFile(path, []byte(tt.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := Open(Config{Dir: dir, Node: model.Node{Name: "n1"}}, nil, state.New())
+			if !errors.Is(err, ErrFile) {
+				t.Fatalf("Open = %v, want ErrFile", err)
+			}
+			for _, part := range []string{path, tt.want, "Repair it, restore it from a backup, or move it away"} {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("%q lacks %q", err, part)
+				}
+			}
+			if after, _ := os.ReadFile(path); string(after) != tt.content {
+				t.Error("the file was changed")
+			}
+		})
+	}
+	t.Run("a directory", func(t *testing.T) {
+		dir := t.TempDir()
+		if err := os.Mkdir(filepath.Join(dir, fileName), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(Config{Dir: dir}, nil, state.New()); !errors.Is(err, ErrFile) {
+			t.Errorf("Open = %v", err)
+		}
+	})
+}
+
+// TestUnwritableFile: what cannot be made durable is not done.
+func TestUnwritableFile(t *testing.T) {
+	dir := t.TempDir()
+	a, err := Open(Config{Dir: dir, Node: model.Node{Name: "n1"}}, nil, state.New())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	over, cancel := timeoutNow(ctx)
+	defer cancel()
+	reg := model.Registration{Instance: model.Instance{Service: "web"}, Checks: []model.CheckSpec{{ID: "c", TTL: time.Hour}}}
+	if _, err := a.Register(over, reg); err != nil {
+		t.Fatal(err)
+	}
+	before, _ := os.ReadFile(filepath.Join(dir, fileName))
+
+	// Something that is in the way even for root.
+	if err := os.MkdirAll(filepath.Join(dir, fileName+".tmp", "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	reg.Instance.Port = 81
+	if _, err := a.Register(over, reg); !errors.Is(err, ErrFile) {
+		t.Errorf("Register = %v", err)
+	}
+	if err := a.Deregister(over, "web"); !errors.Is(err, ErrFile) {
+		t.Errorf("Deregister = %v", err)
+	}
+	if s := a.Services(); len(s) != 1 || s[0].Instance.Port != 0 || len(a.Checks()) != 1 {
+		t.Errorf("Services = %+v", s)
+	}
+	if err := a.UpdateTTL("c", model.Passing, ""); err != nil {
+		t.Errorf("the check is gone from the runner: %v", err)
+	}
+	if after, _ := os.ReadFile(filepath.Join(dir, fileName)); string(after) != string(before) {
+		t.Error("the file was changed")
+	}
+}
