@@ -15,7 +15,7 @@ type queues struct {
 }
 
 type queue struct {
-	turn    chan struct{} // holds a token while nobody's turn it is
+	turn    chan struct{} // holds a token while it is nobody's turn
 	members int           // guarded by queues.mu
 }
 

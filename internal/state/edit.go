@@ -23,10 +23,10 @@ type edit struct {
 	services  *tableEdit[*Service]
 	tags      *tableEdit[[]string]
 
-	checksOf   indexEdit[*model.Check]
-	vipsByAddr indexEdit[*model.VIP]
-	epsByAddr  indexEdit[*model.Endpoint]
-	epsByName  indexEdit[*model.Endpoint]
+	checksOf   lookupEdit[*model.Check]
+	vipsByAddr lookupEdit[*model.VIP]
+	epsByAddr  lookupEdit[*model.Endpoint]
+	epsByName  lookupEdit[*model.Endpoint]
 
 	touched      touched
 	touchedNodes map[model.NodeName]bool
@@ -48,10 +48,10 @@ func newEdit(old *Snapshot, rev model.Index) *edit {
 		services:  old.services.edit(rev),
 		tags:      old.tags.edit(rev),
 
-		checksOf:   indexEdit[*model.Check]{old: old.checksOf},
-		vipsByAddr: indexEdit[*model.VIP]{old: old.vipsByAddr},
-		epsByAddr:  indexEdit[*model.Endpoint]{old: old.epsByAddr},
-		epsByName:  indexEdit[*model.Endpoint]{old: old.epsByName},
+		checksOf:   lookupEdit[*model.Check]{old: old.checksOf},
+		vipsByAddr: lookupEdit[*model.VIP]{old: old.vipsByAddr},
+		epsByAddr:  lookupEdit[*model.Endpoint]{old: old.epsByAddr},
+		epsByName:  lookupEdit[*model.Endpoint]{old: old.epsByName},
 
 		touched:      touched{},
 		touchedNodes: map[model.NodeName]bool{},

@@ -30,10 +30,10 @@ type Snapshot struct {
 	tags     *table[[]string] // name; those with an instance
 
 	// Secondary indexes.
-	checksOf   *index[*model.Check]    // node, service id (empty: the node's), id
-	vipsByAddr *index[*model.VIP]      // address
-	epsByAddr  *index[*model.Endpoint] // address, id
-	epsByName  *index[*model.Endpoint] // network, folded name, id
+	checksOf   *lookup[*model.Check]    // node, service id (empty: the node's), id
+	vipsByAddr *lookup[*model.VIP]      // address
+	epsByAddr  *lookup[*model.Endpoint] // address, id
+	epsByName  *lookup[*model.Endpoint] // network, folded name, id
 
 	// Lists that many ask for, made by the first reader and kept as long as
 	// their tables stay as they are.

@@ -208,37 +208,37 @@ func (e *tableEdit[V]) commit() (*table[V], func()) {
 	return next, e.txn.Notify
 }
 
-// index is a secondary index: no marks, no tombstones.
-type index[V any] = iradix.Tree[V]
+// lookup is a secondary index: no marks, no tombstones.
+type lookup[V any] = iradix.Tree[V]
 
-// indexEdit is an index being changed.
-type indexEdit[V any] struct {
-	old *index[V]
+// lookupEdit is a lookup being changed.
+type lookupEdit[V any] struct {
+	old *lookup[V]
 	txn *iradix.Txn[V]
 }
 
-func (e *indexEdit[V]) open() *iradix.Txn[V] {
+func (e *lookupEdit[V]) open() *iradix.Txn[V] {
 	if e.txn == nil {
 		e.txn = e.old.Txn()
 	}
 	return e.txn
 }
 
-func (e *indexEdit[V]) root() *iradix.Node[V] {
+func (e *lookupEdit[V]) root() *iradix.Node[V] {
 	if e.txn == nil {
 		return e.old.Root()
 	}
 	return e.txn.Root()
 }
 
-func (e *indexEdit[V]) commit() *index[V] {
+func (e *lookupEdit[V]) commit() *lookup[V] {
 	if e.txn == nil {
 		return e.old
 	}
 	return e.txn.Commit()
 }
 
-// under returns the records of an index whose keys begin with prefix.
+// under returns the records of a lookup whose keys begin with prefix.
 func under[V any](root *iradix.Node[V], prefix []byte) []V {
 	var list []V
 	root.WalkPrefix(prefix, func(_ []byte, v V) bool {
