@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/google/nftables"
@@ -161,8 +160,12 @@ func unconditional(rule []byte) (s step, ok bool) {
 		case "counter", "log", "notrack":
 		case "reject":
 			return step{kind: expr.VerdictDrop}, true
+		case "match": // of iptables
+			if attribute(data, unix.NFTA_MATCH_NAME) != "comment" {
+				return step{}, false
+			}
 		case "target": // of iptables
-			switch t, _ := child(data, unix.NFTA_TARGET_NAME); strings.TrimRight(string(t), "\x00") {
+			switch attribute(data, unix.NFTA_TARGET_NAME) {
 			case "REJECT":
 				return step{kind: expr.VerdictDrop}, true
 			case "LOG", "NFLOG", "TRACE", "CT":

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -76,15 +77,21 @@ func (h *Host) ourRoutes() ([]netlink.Route, error) {
 // A kernel that cannot (no ctnetlink) leaves such callers to conntrack's own
 // time-out.
 func (h *Host) forgetFlows(ports []uint16) {
-	for _, port := range ports {
-		filter := &netlink.ConntrackFilter{}
-		err := errors.Join(filter.AddProtocol(unix.IPPROTO_UDP), filter.AddPort(netlink.ConntrackOrigDstPort, port))
-		for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-			_, e := h.nl.ConntrackDeleteFilters(netlink.ConntrackTable, family, filter)
-			err = errors.Join(err, e)
-		}
-		if err != nil {
-			h.log.Warn("UDP flows not moved", "port", port, "error", err)
+	if len(ports) == 0 {
+		return // reading conntrack's table takes 30 ms and more
+	}
+	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		if _, err := h.nl.ConntrackDeleteFilters(netlink.ConntrackTable, family, udpTo(ports)); err != nil {
+			h.log.Warn("UDP flows not moved", "ports", ports, "error", err)
 		}
 	}
+}
+
+// udpTo selects UDP flows whose caller used one of the ports, which are sorted.
+type udpTo []uint16
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (ports udpTo) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	_, found := slices.BinarySearch(ports, f.Forward.DstPort)
+	return found && f.Forward.Protocol == unix.IPPROTO_UDP
 }
