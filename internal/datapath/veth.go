@@ -110,13 +110,17 @@ func (k *Kernel) Veths() ([]Veth, error) {
 	return out, err
 }
 
-// replaceFilters brings the veths that have an entry to this binary's program.
+// replaceFilters brings the veths that carry our program to this binary's. A link without it is not touched: its index may have become
+// another link's.
 func (k *Kernel) replaceFilters() error {
 	veths, err := k.Veths()
 	if err != nil {
 		return err
 	}
 	for _, v := range veths {
+		if ours, _, err := filters(v.IfIndex); err != nil || !ours {
+			continue
+		}
 		if err := attachFilter(v.IfIndex, k.veth); err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("attach to veth %d: %w", v.IfIndex, err)
 		}
@@ -186,28 +190,36 @@ func attachFilter(ifindex int, prog *ebpf.Program) error {
 	return nil
 }
 
-// detachFilter takes our filter off a link, and clsact if nothing else uses it.
-func detachFilter(ifindex int) error {
+// filters reports whether a link carries our filter, and how many others it has. A link that is gone has none.
+func filters(ifindex int) (ours bool, others int, err error) {
 	l, err := netlink.LinkByIndex(ifindex)
 	if err != nil {
 		if errors.As(err, &netlink.LinkNotFoundError{}) {
-			return nil
+			err = nil
 		}
-		return err
+		return false, 0, err
 	}
-	ours, others := false, 0
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-		filters, err := netlink.FilterList(l, parent)
+		list, err := netlink.FilterList(l, parent)
 		if err != nil {
 			continue // no clsact
 		}
-		for _, f := range filters {
+		for _, f := range list {
 			if b, ok := f.(*netlink.BpfFilter); ok && parent == netlink.HANDLE_MIN_INGRESS && b.Priority == 1 && b.Handle == 1 && b.Name == vethProgFlVeth {
 				ours = true
 			} else {
 				others++
 			}
 		}
+	}
+	return ours, others, nil
+}
+
+// detachFilter takes our filter off a link, and clsact if nothing else uses it.
+func detachFilter(ifindex int) error {
+	ours, others, err := filters(ifindex)
+	if err != nil {
+		return err
 	}
 	if !ours {
 		return nil

@@ -188,6 +188,14 @@ func TestEastWestPassesForeignForwardDrop(t *testing.T) {
 	if n.counters().Redirected == 0 {
 		t.Error("nothing was redirected")
 	}
+	w.k.Close()
+	if err := exchange(a, b, b.v4); err != nil {
+		t.Errorf("without an agent: %v", err)
+	}
+	w.load()
+	if err := exchange(b, a, a.v6); err != nil {
+		t.Errorf("after a restart: %v", err)
+	}
 	// Without the program the foreign firewall has its way; so it is the program that the above owes itself to.
 	for _, e := range n.ends {
 		w.do(func() error { return w.k.DetachVeth(e.index) })

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // MaxVethAddrs is how many addresses of each family an endpoint may have on one interface.
@@ -42,7 +43,7 @@ func (v Veth) check() (Veth, error) {
 	if len(v4) > MaxVethAddrs || len(v6) > MaxVethAddrs {
 		return v, fmt.Errorf("%w: veth ifindex=%d: more than %d addresses of one family", ErrInvalid, v.IfIndex, MaxVethAddrs)
 	}
-	v.Addrs = append(v4, v6...)
+	v.Addrs = slices.Concat(v4, v6)
 	return v, nil
 }
 
