@@ -123,7 +123,7 @@ func exchange(from, to *end, addr netip.Addr) error {
 	}()
 	var c net.Conn
 	err = from.ns.Do(func() (err error) {
-		c, err = net.DialTimeout("tcp", netip.AddrPortFrom(addr, l.Addr().(*net.TCPAddr).AddrPort().Port()).String(), time.Second)
+		c, err = net.DialTimeout("tcp", netip.AddrPortFrom(addr, l.Addr().(*net.TCPAddr).AddrPort().Port()).String(), 3*time.Second)
 		return err
 	})
 	if err != nil {
