@@ -144,6 +144,9 @@ func (c *Client) DoHeader(ctx context.Context, method, path string, body []byte)
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return nil, nil, fmt.Errorf("the agent at %s took too long to answer %s %s (%w); its log and 'fairlead status' tell what it waits for", c.base, method, path, ctx.Err())
+		}
 		if ctx.Err() != nil {
 			return nil, nil, fmt.Errorf("%s %s: %w", method, path, ctx.Err())
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -16,7 +17,7 @@ import (
 // configFlags puts every setting of an agent on a command line.
 func configFlags(flags *pflag.FlagSet) (load func() (node.Config, error)) {
 	var file string
-	flags.StringVar(&file, "config", os.Getenv("FAIRLEAD_CONFIG"), "YAML file with settings (FAIRLEAD_CONFIG)")
+	flags.StringVar(&file, "config", "", "YAML file with settings (FAIRLEAD_CONFIG)")
 	for _, s := range node.Settings() {
 		doc := fmt.Sprintf("%s (%s)", s.Doc, s.Env)
 		if s.Bool {
@@ -28,7 +29,7 @@ func configFlags(flags *pflag.FlagSet) (load func() (node.Config, error)) {
 	return func() (node.Config, error) {
 		given := map[string]string{}
 		flags.Visit(func(f *pflag.Flag) { given[f.Name] = f.Value.String() })
-		cfg, err := node.Load(file, os.LookupEnv, given)
+		cfg, err := node.Load(cmp.Or(file, os.Getenv("FAIRLEAD_CONFIG")), os.LookupEnv, given)
 		if err != nil {
 			return cfg, &usageError{err}
 		}
@@ -75,7 +76,7 @@ down' removes them.`,
 			_, err := fmt.Fprintln(c.OutOrStdout(), "ok")
 			return err
 		}
-		return node.Run(c.Context(), cfg, version, newLogger(cfg, os.Stderr))
+		return node.Run(c.Context(), cfg, version, newLogger(cfg, c.ErrOrStderr()))
 	}
 	return c
 }
@@ -98,13 +99,13 @@ fails if anything is left. Give it the settings that the agent had.`,
 		if err != nil {
 			return err
 		}
-		return down(c.Context(), cfg, purge, c.OutOrStdout())
+		return down(c.Context(), cfg, purge, c.OutOrStdout(), c.ErrOrStderr())
 	}
 	return c
 }
 
-func down(ctx context.Context, cfg node.Config, purge bool, w io.Writer) error {
-	done, err := node.Down(ctx, cfg, purge, newLogger(cfg, os.Stderr))
+func down(ctx context.Context, cfg node.Config, purge bool, w, log io.Writer) error {
+	done, err := node.Down(ctx, cfg, purge, newLogger(cfg, log))
 	for _, line := range done {
 		if _, werr := fmt.Fprintln(w, line); werr != nil {
 			return werr

@@ -31,13 +31,14 @@ func networkCreate(o *options) *cobra.Command {
 	)
 	c := &cobra.Command{
 		Use: "create NAME", Short: "Make a network", Example: examples, Args: exactly(1),
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, args []string) error {
 			n := api.Network{Name: args[0], Driver: driver, MTU: mtu, Internal: internal}
 			var err error
 			if n.Subnets, err = parseSubnets(subnets, gateways, reserved); err != nil {
 				return err
 			}
-			if n.Labels, err = parseLabels(labels); err != nil {
+			if n.Labels, err = parsePairs("--label", labels); err != nil {
 				return err
 			}
 			cl, err := o.client()
@@ -62,6 +63,7 @@ func networkCreate(o *options) *cobra.Command {
 	f.StringArrayVar(&labels, "label", nil, "label, KEY=VALUE")
 	f.IntVar(&mtu, "mtu", 0, "MTU of the workloads' interfaces, in bytes (default: 1500)")
 	f.BoolVar(&internal, "internal", false, "no way to the outside")
+	completeFlag(c, "driver", "bridge")
 	return c
 }
 
@@ -115,21 +117,6 @@ func parseRange(s string) (netip.Prefix, error) {
 	return netip.ParsePrefix(s)
 }
 
-func parseLabels(labels []string) (map[string]string, error) {
-	var out map[string]string
-	for _, l := range labels {
-		k, v, ok := strings.Cut(l, "=")
-		if !ok || k == "" {
-			return nil, usagef("--label %q: want KEY=VALUE", l)
-		}
-		if out == nil {
-			out = map[string]string{}
-		}
-		out[k] = v
-	}
-	return out, nil
-}
-
 func networkList(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List networks", Args: exactly(0),
@@ -156,6 +143,7 @@ func networkList(o *options) *cobra.Command {
 func networkInspect(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "inspect NAME", Short: "Show a network and who is in it", Args: exactly(1),
+		ValidArgsFunction: o.names(1, networkNames),
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
 			if err != nil {
@@ -172,9 +160,9 @@ func networkInspect(o *options) *cobra.Command {
 
 func describeNetwork(w io.Writer, n api.Network) error {
 	p := &printer{w: w}
-	p.line("Name:      %s", n.Name)
-	p.line("Driver:    %s", n.Driver)
-	p.line("Node:      %s", n.Node)
+	p.line("Name:      %s", plain(n.Name))
+	p.line("Driver:    %s", plain(n.Driver))
+	p.line("Node:      %s", plain(n.Node))
 	for _, s := range n.Subnets {
 		p.line("Subnet:    %s, gateway %s", s.Prefix, s.Gateway)
 	}
@@ -197,6 +185,7 @@ func describeNetwork(w io.Writer, n api.Network) error {
 func networkRemove(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "rm NAME", Aliases: []string{"remove"}, Short: "Remove a network that nobody is in", Args: exactly(1),
+		ValidArgsFunction: o.names(1, networkNames),
 		RunE: func(c *cobra.Command, args []string) error {
 			cl, err := o.client()
 			if err != nil {

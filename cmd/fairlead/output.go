@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+	"unicode"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -16,17 +17,33 @@ type table struct {
 	rows [][]string
 }
 
-func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
+func (t *table) add(cells ...string) { t.rows = append(t.rows, mapped(cells, plain)) }
 
 func (t *table) write(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	for _, row := range append([][]string{t.head}, t.rows...) {
+	rows := t.rows
+	if t.head != nil {
+		rows = append([][]string{t.head}, rows...)
+	}
+	for _, row := range rows {
 		if _, err := fmt.Fprintln(tw, strings.TrimRight(strings.Join(row, "\t"), "\t ")); err != nil {
 			return err
 		}
 	}
 	return tw.Flush()
 }
+
+// plain keeps what services and strangers say from moving the cursor, and from
+// leaving its row: control characters become blanks, once each run of them.
+func plain(s string) string {
+	if !strings.ContainsFunc(s, unicode.IsControl) {
+		return s
+	}
+	return strings.Join(strings.FieldsFunc(s, unicode.IsControl), " ")
+}
+
+// outputs are the values of --output.
+var outputs = []string{"table", "json", "yaml"}
 
 // show prints v as the -o flag says: what human makes of it, JSON or YAML.
 func (o *options) show(w io.Writer, v any, human func(io.Writer) error) error {
@@ -35,6 +52,7 @@ func (o *options) show(w io.Writer, v any, human func(io.Writer) error) error {
 		return human(w)
 	case "json":
 		e := json.NewEncoder(w)
+		e.SetEscapeHTML(false)
 		e.SetIndent("", "  ")
 		return e.Encode(v)
 	case "yaml":

@@ -2,8 +2,9 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
-	"strings"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -24,12 +25,25 @@ type options struct {
 	output string
 }
 
+// client speaks to the agent that --addr or FAIRLEAD_ADDR names.
 func (o *options) client() (*api.Client, error) {
-	c, err := api.New(o.addr)
+	addr, source := o.addr, "--addr"
+	if addr == "" {
+		addr, source = os.Getenv("FAIRLEAD_ADDR"), "FAIRLEAD_ADDR"
+	}
+	c, err := api.New(addr)
 	if err != nil {
-		return nil, &usageError{err}
+		return nil, usagef("%s: %w", source, err)
 	}
 	return c, nil
+}
+
+// check refuses what no command could carry out, before one makes a call.
+func (o *options) check() error {
+	if !slices.Contains(outputs, o.output) {
+		return usagef("--output %q: want table, json or yaml", o.output)
+	}
+	return nil
 }
 
 func rootCommand() *cobra.Command {
@@ -43,63 +57,43 @@ load balancing in the kernel. One binary per host, no Kubernetes.
 
 Try it:  fairlead demo
 Run it:  fairlead agent --dev`,
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		DisableAutoGenTag: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error { return o.check() },
 	}
-	addr := os.Getenv("FAIRLEAD_ADDR")
-	if addr == "" {
-		addr = api.DefaultAddr
-	}
-	root.PersistentFlags().StringVar(&o.addr, "addr", addr, "the agent's HTTP address (FAIRLEAD_ADDR)")
-	root.PersistentFlags().StringVarP(&o.output, "output", "o", "table", "form of the output: table, json or yaml")
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usagef("%w; see '%s --help'", err, c.CommandPath())
-	})
+	f := root.PersistentFlags()
+	f.StringVar(&o.addr, "addr", "", "the agent's HTTP address (FAIRLEAD_ADDR; default "+api.DefaultAddr+")")
+	f.StringVarP(&o.output, "output", "o", "table", "form of the output: table, json or yaml")
+	completeFlag(root, "output", outputs...)
+	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(
-		agentCommand(), downCommand(),
+		agentCommand(), downCommand(), demoCommand(),
 		networkCommand(o), runCommand(o), psCommand(o), stopCommand(o),
-		versionCommand(),
+		serviceCommand(o), kvCommand(o), dnsCommand(o),
+		statusCommand(o), versionCommand(o), docsCommand(),
 	)
-	for _, c := range root.Commands() {
-		strictGroup(c)
-	}
+	root.SetHelpCommand(helpCommand())
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	strict(root)
 	return root
 }
 
-// strictGroup makes a command that only groups others refuse a word that is none
-// of them; cobra would print help and succeed.
-func strictGroup(c *cobra.Command) {
-	if !c.HasSubCommands() || c.Runnable() {
-		return
-	}
-	c.RunE = func(c *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return c.Help()
-		}
-		near := ""
-		if s := c.SuggestionsFor(args[0]); len(s) > 0 {
-			near = fmt.Sprintf("; did you mean %q?", strings.Join(s, " or "))
-		}
-		return usagef("unknown command %q for %q%s; see '%s --help'", args[0], c.CommandPath(), near, c.CommandPath())
-	}
+// warn tells of something that went otherwise than asked.
+func warn(c *cobra.Command, text string) {
+	fmt.Fprintf(c.ErrOrStderr(), "fairlead: warning: %s\n", plain(text))
 }
 
-// exactly is cobra.ExactArgs with an error that says how to call it.
-func exactly(n int) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error {
-		if len(args) != n {
-			return usagef("%d arguments, want %d: %s", len(args), n, c.UseLine())
-		}
-		return nil
-	}
-}
-
-func versionCommand() *cobra.Command {
+func versionCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version", Args: exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintln(c.OutOrStdout(), "fairlead", version)
-			return err
+			v := map[string]string{"version": version}
+			return o.show(c.OutOrStdout(), v, func(w io.Writer) error {
+				_, err := fmt.Fprintln(w, "fairlead", version)
+				return err
+			})
 		},
 	}
 }

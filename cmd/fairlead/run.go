@@ -76,6 +76,9 @@ passes. The process outlives the agent; 'fairlead stop NAME' ends it.`,
 	fl.StringVarP(&f.dir, "workdir", "w", "", "working directory (default: the caller's)")
 	fl.BoolVar(&f.pid, "pid", false, "give it process numbers of its own")
 	fl.BoolVarP(&f.detach, "detach", "d", false, "run it in the background; its output goes to a log file")
+	completeFlagWith(c, "network", o.names(0, networkNames))
+	completeFlagWith(c, "service", o.names(0, serviceNames))
+	completeFlag(c, "expose", "host", "lan", "any")
 	return c
 }
 
@@ -119,7 +122,7 @@ func (f *runFlags) run(c *cobra.Command, o *options, command []string) error {
 		return errors.Join(err, s.Abandon())
 	}
 	for _, w := range a.Warnings {
-		fmt.Fprintf(os.Stderr, "fairlead: warning: %s\n", w)
+		warn(c, w)
 	}
 	if err := s.Go(a); err != nil {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
@@ -302,6 +305,7 @@ func stopCommand(o *options) *cobra.Command {
 	var grace time.Duration
 	c := &cobra.Command{
 		Use: "stop NAME...", Short: "End workloads and take them out of their networks and services",
+		ValidArgsFunction: o.names(0, workloadNames),
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usagef("name at least one workload; 'fairlead ps' lists them")
