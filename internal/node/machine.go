@@ -65,7 +65,7 @@ func usableDir(setting, path string) error {
 // cgroup is the directory that the balancer's programs attach to.
 func (c Config) cgroup() (string, error) {
 	if c.Cgroup == "" {
-		return cgroupRoot()
+		return CgroupRoot()
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(c.Cgroup, &st); err != nil {
@@ -77,9 +77,9 @@ func (c Config) cgroup() (string, error) {
 	return c.Cgroup, nil
 }
 
-// cgroupRoot finds where cgroup v2 is mounted: /sys/fs/cgroup, or beside the
+// CgroupRoot finds where cgroup v2 is mounted: /sys/fs/cgroup, or beside the
 // older version's hierarchies.
-func cgroupRoot() (string, error) {
+func CgroupRoot() (string, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return "", fmt.Errorf("find the cgroup v2 hierarchy: %w", err)
