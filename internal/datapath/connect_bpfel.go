@@ -60,6 +60,7 @@ type connectPeerKey struct {
 
 type connectPick struct {
 	_        structs.HostLayout
+	Cookie   uint64
 	Frontend struct {
 		_ structs.HostLayout
 		W [4]uint32
@@ -121,6 +122,7 @@ type connectSlot struct {
 const (
 	connectMapConfig          = "config"
 	connectMapFrontends       = "frontends"
+	connectMapMorePicks       = "more_picks"
 	connectMapPicks           = "picks"
 	connectMapReverse         = "reverse"
 	connectMapScopes          = "scopes"
@@ -197,6 +199,7 @@ type connectProgramSpecs struct {
 type connectMapSpecs struct {
 	Config    *ebpf.MapSpec `ebpf:"config"`
 	Frontends *ebpf.MapSpec `ebpf:"frontends"`
+	MorePicks *ebpf.MapSpec `ebpf:"more_picks"`
 	Picks     *ebpf.MapSpec `ebpf:"picks"`
 	Reverse   *ebpf.MapSpec `ebpf:"reverse"`
 	Scopes    *ebpf.MapSpec `ebpf:"scopes"`
@@ -233,6 +236,7 @@ func (o *connectObjects) Close() error {
 type connectMaps struct {
 	Config    *ebpf.Map `ebpf:"config"`
 	Frontends *ebpf.Map `ebpf:"frontends"`
+	MorePicks *ebpf.Map `ebpf:"more_picks"`
 	Picks     *ebpf.Map `ebpf:"picks"`
 	Reverse   *ebpf.Map `ebpf:"reverse"`
 	Scopes    *ebpf.Map `ebpf:"scopes"`
@@ -244,6 +248,7 @@ func (m *connectMaps) Close() error {
 	return _ConnectClose(
 		m.Config,
 		m.Frontends,
+		m.MorePicks,
 		m.Picks,
 		m.Reverse,
 		m.Scopes,

@@ -323,3 +323,56 @@ func TestGoneInstanceEndsItsConnections(t *testing.T) {
 		t.Errorf("%d picks are remembered of sockets that are closed", n)
 	}
 }
+
+// TestSocketsThatShareAPlaceAreBothRemembered makes sockets until one has the place of a connected one.
+func TestSocketsThatShareAPlaceAreBothRemembered(t *testing.T) {
+	w := newWorld(t)
+	a := w.serve("tcp4", "127.0.0.1")
+	w.must(w.k.SetFrontend(datapath.Frontend{Scope: 1, Proto: datapath.TCP, Addr: vip4, Port: 80}, datapath.FrontendOK, backends(a)))
+	to := &unix.SockaddrInet4{Addr: vip4.As4(), Port: 80}
+	places := uint64(w.pinned("picks").m.MaxEntries())
+	socket := func() (fd int, place uint64) {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		w.must(err)
+		cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+		w.must(err)
+		return fd, cookie % places
+	}
+	const held = 100
+	w.do(func() error {
+		taken := map[uint64]bool{}
+		for range held {
+			fd, place := socket()
+			defer unix.Close(fd)
+			if err := unix.Connect(fd, to); err != nil {
+				return err
+			}
+			taken[place] = true
+		}
+		for range 2_000_000 {
+			fd, place := socket()
+			if !taken[place] {
+				unix.Close(fd)
+				continue
+			}
+			defer unix.Close(fd)
+			if err := unix.Connect(fd, to); err != nil {
+				return err
+			}
+			if sa, err := unix.Getpeername(fd); err != nil || sa.(*unix.SockaddrInet4).Addr != to.Addr {
+				t.Errorf("getpeername: %+v, %v", sa, err)
+			}
+			cookies, err := w.k.PickedTo(a, datapath.TCP)
+			if len(cookies) != held+1 {
+				t.Errorf("found %d of %d sockets", len(cookies), held+1)
+			}
+			return err
+		}
+		return errors.New("no socket came to the place of another")
+	})
+	for _, name := range []string{"picks", "more_picks"} {
+		if n := w.pinned(name).entries(); n != 0 {
+			t.Errorf("%d picks are left in %s after all sockets were closed", n, name)
+		}
+	}
+}

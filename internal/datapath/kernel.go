@@ -139,7 +139,7 @@ func (k *Kernel) inherit(spec *ebpf.CollectionSpec) error {
 		return err
 	}
 	for _, dir := range old {
-		for _, name := range []string{connectMapPicks, connectMapSticky, connectMapReverse} {
+		for _, name := range []string{connectMapPicks, connectMapMorePicks, connectMapSticky, connectMapReverse} {
 			want := spec.Maps[name]
 			if want == nil {
 				continue
@@ -291,6 +291,7 @@ func explain(err error) error {
 		{"eBPF programs on cgroups' connect() (CONFIG_CGROUP_BPF)", func() error { return features.HaveProgramType(ebpf.CGroupSockAddr) }},
 		{"eBPF programs in tc (CONFIG_NET_CLS_BPF)", func() error { return features.HaveProgramType(ebpf.SchedCLS) }},
 		{"eBPF LRU maps", func() error { return features.HaveMapType(ebpf.LRUHash) }},
+		{"eBPF instruction set v3 (Linux 5.12)", features.HaveV3ISA},
 		{"the eBPF helper bpf_get_netns_cookie (Linux 5.7)", haveHelper(ebpf.CGroupSockAddr, fnGetNetnsCookie)},
 		{"the eBPF helper bpf_redirect_peer (Linux 5.10)", haveHelper(ebpf.SchedCLS, fnRedirectPeer)},
 	} {

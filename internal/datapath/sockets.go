@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -17,15 +18,20 @@ import (
 func (k *Kernel) PickedTo(addr netip.AddrPort, proto uint8) ([]uint64, error) {
 	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 	var out []uint64
-	err := readAll(k.maps[connectMapPicks], func(cookie uint64, p connectPick) {
-		if addrPort(p.Backend.W, p.BackendPort) == addr && p.Proto == uint32(proto) {
-			out = append(out, cookie)
+	look := func(p connectPick) {
+		if p.Cookie != 0 && addrPort(p.Backend.W, p.BackendPort) == addr && p.Proto == uint32(proto) {
+			out = append(out, p.Cookie)
 		}
-	})
+	}
+	err := readAll(k.maps[connectMapPicks], func(_ uint32, p connectPick) { look(p) })
+	if err == nil {
+		err = readAll(k.maps[connectMapMorePicks], func(_ uint64, p connectPick) { look(p) })
+	}
 	if err != nil {
 		return nil, fmt.Errorf("find sockets picked to %s: %w", addr, err)
 	}
-	return out, nil
+	slices.Sort(out)
+	return slices.Compact(out), nil
 }
 
 // DestroySockets ends the sockets with these cookies (SO_COOKIE) that are in the network namespace of the calling thread and connected to

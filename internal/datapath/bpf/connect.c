@@ -20,6 +20,7 @@
 #define EHOSTUNREACH 113
 #define MPTCP 262 // IPPROTO_MPTCP; older headers lack it
 #define TRIES 3   // how often a reader starts over when user space changes a frontend under it
+#define PICKS 65536 // a power of two
 #define SEARCH 24 // steps of a binary search: more than log2 of the largest backend set
 
 struct address {
@@ -79,6 +80,7 @@ struct peer {
 
 // What a connected socket asked for and what it got.
 struct pick {
+	__u64 cookie; // zero: none
 	struct address frontend;
 	struct address backend;
 	__be16 frontend_port;
@@ -152,8 +154,17 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } reverse SEC(".maps");
 
-// The pick of each connected socket by its cookie. fl_sock_release deletes it. (Socket storage would do so by itself, but costs three
-// times as much to make, which is 4 % of a connect.)
+// The pick of each connected socket, at the place that the last bits of its cookie say. Cookies are given out in order, so this costs next
+// to nothing, where socket storage takes 5 % of a connect to make, and an element of a hash map 2 %. Which of several sockets has a place
+// is settled by an atomic exchange; the others are in more_picks. fl_sock_release deletes from both.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PICKS);
+	__type(key, __u32);
+	__type(value, struct pick);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} picks SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 262144);
@@ -161,7 +172,7 @@ struct {
 	__type(key, __u64);
 	__type(value, struct pick);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} picks SEC(".maps");
+} more_picks SEC(".maps");
 
 // Set before loading: whether bpf_set_retval exists (5.18). Without it every refusal is EPERM.
 const volatile __u8 have_set_retval = 1;
@@ -371,21 +382,50 @@ static __always_inline int fail(int verdict)
 	return 0;
 }
 
-// outgoing is the body of connect and sendmsg. It returns REWRITE when f changed, PASS when not; otherwise the call has failed. The pick
-// of a socket that connects is recorded. It is not forgotten when the socket connects elsewhere, which would cost every connect a look;
-// whoever reads it compares it with the address that the socket is connected to.
+// remember records the pick of a socket that connects. It is not forgotten when the socket connects elsewhere, which would cost every
+// connect a look; whoever reads it compares it with the address that the socket is connected to.
+static __always_inline void remember(const struct pick *pick)
+{
+	__u64 cookie = pick->cookie;
+	__u32 at = cookie & (PICKS - 1);
+	struct pick *p = bpf_map_lookup_elem(&picks, &at);
+
+	if (!p)
+		return;
+	if (p->cookie != cookie && __sync_val_compare_and_swap(&p->cookie, 0, cookie)) {
+		bpf_map_update_elem(&more_picks, &cookie, pick, BPF_ANY);
+		return;
+	}
+	p->frontend = pick->frontend;
+	p->backend = pick->backend;
+	p->frontend_port = pick->frontend_port;
+	p->backend_port = pick->backend_port;
+	p->proto = pick->proto;
+}
+
+// recall returns what was remembered of a socket.
+static __always_inline struct pick *recall(__u64 cookie)
+{
+	__u32 at = cookie & (PICKS - 1);
+	struct pick *p = bpf_map_lookup_elem(&picks, &at);
+
+	if (p && p->cookie == cookie)
+		return p;
+	return bpf_map_lookup_elem(&more_picks, &cookie);
+}
+
+// outgoing is the body of connect and sendmsg. It returns REWRITE when f changed, PASS when not; otherwise the call has failed.
 static __always_inline int outgoing(struct bpf_sock_addr *ctx, struct flow *f, bool connects)
 {
 	struct pick p = { .frontend = f->addr, .frontend_port = f->port };
 	int v = resolve(ctx, f);
 
 	if (connects && v == REWRITE) {
-		__u64 cookie = bpf_get_socket_cookie(ctx);
-
+		p.cookie = bpf_get_socket_cookie(ctx);
 		p.backend = f->addr;
 		p.backend_port = f->port;
 		p.proto = f->proto;
-		bpf_map_update_elem(&picks, &cookie, &p, BPF_ANY);
+		remember(&p);
 	}
 	return v;
 }
@@ -393,8 +433,7 @@ static __always_inline int outgoing(struct bpf_sock_addr *ctx, struct flow *f, b
 // picked turns the backend that a connected socket got back into what it asked for.
 static __always_inline bool picked(struct bpf_sock_addr *ctx, struct flow *f)
 {
-	__u64 cookie = bpf_get_socket_cookie(ctx);
-	struct pick *p = bpf_map_lookup_elem(&picks, &cookie);
+	struct pick *p = recall(bpf_get_socket_cookie(ctx));
 
 	if (!p || !equal(&p->backend, &f->addr) || p->backend_port != f->port)
 		return false;
@@ -494,12 +533,14 @@ INCOMING(recvmsg, 6, incoming)
 INCOMING(getpeername, 4, picked)
 INCOMING(getpeername, 6, picked)
 
-// fl_sock_release sees the last close of a socket.
+// fl_sock_release sees the last close of a socket. Its pick may be in both maps, if the place was taken at its first connect only.
 SEC("cgroup/sock_release")
 int fl_sock_release(struct bpf_sock *ctx)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
-	struct pick *p = bpf_map_lookup_elem(&picks, &cookie);
+	__u32 at = cookie & (PICKS - 1);
+	struct pick *place = bpf_map_lookup_elem(&picks, &at);
+	struct pick *p = recall(cookie);
 
 	if (!p)
 		return 1;
@@ -511,7 +552,10 @@ int fl_sock_release(struct bpf_sock *ctx)
 		key.port = p->backend_port;
 		bpf_map_delete_elem(&reverse, &key);
 	}
-	bpf_map_delete_elem(&picks, &cookie);
+	if (bpf_map_lookup_elem(&more_picks, &cookie))
+		bpf_map_delete_elem(&more_picks, &cookie);
+	if (place && place->cookie == cookie)
+		place->cookie = 0;
 	return 1;
 }
 
