@@ -2,6 +2,7 @@ package health
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -23,6 +24,7 @@ type probe func(ctx context.Context) (model.Status, string)
 type check struct {
 	spec   model.CheckSpec
 	rep    Reporter
+	log    *slog.Logger
 	gone   context.Context // over once retired
 	retire func() string   // ends the check and returns the last words of a TTL
 
@@ -31,16 +33,17 @@ type check struct {
 	mu      sync.Mutex // guards the following; held during Report
 	started bool
 	dead    bool
+	shown   model.Status
 	rules   thresholds
 	ttl     countdown
 }
 
-func newCheck(spec model.CheckSpec, initial model.Status, rep Reporter) *check {
+func newCheck(spec model.CheckSpec, initial model.Status, rep Reporter, log *slog.Logger) *check {
 	if !initial.Valid() {
 		initial = model.Critical
 	}
 	gone, cancel := context.WithCancel(context.Background())
-	c := &check{spec: spec, rep: rep, gone: gone, wake: make(chan struct{}, 1)}
+	c := &check{spec: spec, rep: rep, log: log, gone: gone, wake: make(chan struct{}, 1), shown: initial}
 	c.rules = newThresholds(spec, initial)
 	c.ttl = countdown{ttl: spec.TTL, deadline: time.Now().Add(spec.TTL)}
 	c.retire = func() string {
@@ -99,8 +102,17 @@ func (c *check) outcome(status model.Status, output string) {
 		return
 	}
 	if shown, counts := c.rules.next(status); counts {
-		c.rep.Report(c.spec.ID, shown, output)
+		c.report(shown, output)
 	}
+}
+
+// report passes an outcome on; c.mu is held.
+func (c *check) report(status model.Status, output string) {
+	if status != c.shown {
+		c.log.Info("check changed", "check", c.spec.ID, "service", c.spec.ServiceID, "from", c.shown, "to", status, "output", output)
+		c.shown = status
+	}
+	c.rep.Report(c.spec.ID, status, output)
 }
 
 // countDown reports when the TTL runs out, until ctx ends.
@@ -129,7 +141,7 @@ func (c *check) expire(now time.Time) (time.Duration, bool) {
 		return left, true
 	}
 	if output, first := c.ttl.expire(); first && !c.dead {
-		c.rep.Report(c.spec.ID, model.Critical, output)
+		c.report(model.Critical, output)
 	}
 	return 0, false
 }
@@ -148,7 +160,7 @@ func (c *check) beat(status model.Status, output string) bool {
 		default:
 		}
 	}
-	c.rep.Report(c.spec.ID, status, output)
+	c.report(status, output)
 	return true
 }
 

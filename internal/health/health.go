@@ -80,7 +80,7 @@ func (r *Runner) Run(ctx context.Context) error {
 // interval, TTL checks have their whole TTL to go. When a TTL check replaces
 // another, the last words of the old one are kept for the message of expiry.
 func (r *Runner) Set(spec model.CheckSpec, initial model.Status) {
-	c := newCheck(spec, initial, r.rep)
+	c := newCheck(spec, initial, r.rep, r.log)
 	r.mu.Lock()
 	old := r.checks[spec.ID]
 	r.checks[spec.ID] = c

@@ -145,6 +145,21 @@ func TestNoReportAfterRemove(t *testing.T) {
 	})
 }
 
+// TestRetiredCheckIsSilent: also in the moment before its loop notices.
+func TestRetiredCheckIsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger()
+		c := newCheck(model.CheckSpec{ID: "c", TTL: time.Second}, "", l, quietLog)
+		c.retire()
+		c.outcome(model.Passing, "late")
+		c.expire(time.Now().Add(time.Hour))
+		if c.beat(model.Passing, "late") || c.begin() {
+			t.Error("a retired check takes signs of life")
+		}
+		l.expect(t)
+	})
+}
+
 func TestTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLedger()

@@ -154,7 +154,7 @@ func Open(cfg Config, cat Catalog, st *state.State) (*Agent, error) {
 
 // Run runs the checks and keeps the catalogue in line until ctx ends; its result
 // is nil. It calls ready when the catalogue has been brought in line once, or
-// after 2 s if it cannot be reached. It may be called once.
+// after a few seconds if it cannot be reached. It may be called once.
 func (a *Agent) Run(ctx context.Context, ready func()) error {
 	a.awaitSync(ctx)
 	a.startChecks()

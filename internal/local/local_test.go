@@ -257,7 +257,8 @@ func TestUpdateKeepsTheStateOfChecks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCatalog()
 		c.sync()
-		a := start(t, t.TempDir(), c)
+		dir := t.TempDir()
+		a := start(t, dir, c)
 		defer a.stop()
 		a.register(t, service("web-1", 80, ttl("alive", time.Minute), ttl("old", time.Minute)))
 		a.beat(t, "alive", model.Passing, "fine")
@@ -276,9 +277,16 @@ check new of web-1 critical "" owner=node/n1`
 		expect(t, "calls", c.take(), "")
 		time.Sleep(2 * time.Second)
 		expect(t, "calls", c.take(), "check alive=critical")
-		// And once more without any change: nothing to tell.
+		// And once more without any change: nothing to write, nothing to tell.
+		before, err := os.Stat(filepath.Join(dir, "registrations.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
 		a.register(t, service("web-1", 8080, ttl("alive", time.Minute), ttl("new", time.Minute)))
 		expect(t, "calls", c.take(), "")
+		if after, err := os.Stat(filepath.Join(dir, "registrations.json")); err != nil || !os.SameFile(before, after) {
+			t.Errorf("the file was written again: %v", err)
+		}
 	})
 }
 
