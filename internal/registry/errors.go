@@ -18,9 +18,9 @@ var (
 	// Nothing was written; trying again is fine.
 	ErrConflict = errors.New("conflicting writes")
 	// ErrOwner: the record belongs to somebody else.
-	ErrOwner = errors.New("belongs to another owner")
+	ErrOwner error = refusal("belongs to another owner")
 	// ErrNodeNameTaken: a node with another id has the name and is alive.
-	ErrNodeNameTaken = errors.New("node name is taken")
+	ErrNodeNameTaken error = refusal("node name is taken")
 	// ErrUnknownNode: no such node in the catalogue.
 	ErrUnknownNode = errors.New("unknown node")
 	// ErrUnknownService: no such instance on the node.
@@ -41,6 +41,15 @@ var (
 	ErrVIPsExhausted = errors.New("no free virtual address")
 )
 
+// refusal is an error that trying again does not mend: the record itself would
+// have to change, or the one that it meets.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+
+// Refused tells the agent that owns the record to mark it rather than to insist.
+func (r refusal) Refused() bool { return true }
+
 // FieldError says which field of a record is wrong and what would be right.
 type FieldError struct {
 	Field   string // "service port"
@@ -49,6 +58,9 @@ type FieldError struct {
 
 // Error is field and problem in one sentence.
 func (e *FieldError) Error() string { return e.Field + " " + e.Problem }
+
+// Refused is true: a wrong field does not mend itself.
+func (e *FieldError) Refused() bool { return true }
 
 // Is makes errors.Is(err, ErrInvalid) true.
 func (e *FieldError) Is(target error) bool { return target == ErrInvalid }
