@@ -126,6 +126,10 @@ type Set struct {
 	rulesMu   sync.Mutex
 	lastRules netdrv.Rules
 	rulesSet  bool
+	// adopting is set while the first round of Run goes through what a
+	// predecessor left. Its rules stay until all of it is known: the rules of a
+	// part would close the published ports of the rest for a moment.
+	adopting bool
 }
 
 // place is one endpoint as it stands in the kernel.

@@ -36,6 +36,7 @@ func (s *Set) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	defer s.release()
+	s.setAdopting(true)
 	backoff := task.Backoff{Min: 100 * time.Millisecond, Max: 10 * time.Second}
 	full := true
 	for first := true; ; first = false {
@@ -127,6 +128,7 @@ func (s *Set) reconcile(ctx context.Context, snap *state.Snapshot, full bool) er
 	for _, e := range s.strays(here) {
 		errs = append(errs, s.collect(ctx, e))
 	}
+	s.setAdopting(false)
 	errs = append(errs, s.dropNetworks(ctx, wanted), s.applyRules(ctx))
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -291,11 +293,20 @@ func (s *Set) dropNetwork(ctx context.Context, name model.NetworkName) error {
 	return s.applyRules(ctx)
 }
 
+func (s *Set) setAdopting(on bool) {
+	s.rulesMu.Lock()
+	defer s.rulesMu.Unlock()
+	s.adopting = on
+}
+
 // applyRules hands the driver the packet filter's rules if they differ from the
 // last ones it took.
 func (s *Set) applyRules(ctx context.Context) error {
 	s.rulesMu.Lock()
 	defer s.rulesMu.Unlock()
+	if s.adopting {
+		return nil
+	}
 	r := s.rules()
 	if s.rulesSet && reflect.DeepEqual(ruled(r), s.lastRules) {
 		return nil
