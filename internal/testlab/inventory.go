@@ -62,7 +62,9 @@ func (h *Host) inventory() ([]string, error) {
 	err = h.Do(func() error {
 		points, err := mountPoints("/proc/thread-self/mountinfo")
 		for _, point := range points {
-			facts = append(facts, "mount "+point)
+			if !h.lab.foreign(point) {
+				facts = append(facts, "mount "+point)
+			}
 		}
 		return errors.Join(err, sysctlFacts(&facts))
 	})
@@ -77,6 +79,12 @@ func (h *Host) inventory() ([]string, error) {
 		facts = append(facts, describe(pid))
 	}
 	return facts, nil
+}
+
+// foreign says whether a mount point belongs to another lab. A host sees those that were there when it was made, until their lab
+// ends.
+func (l *Lab) foreign(point string) bool {
+	return strings.Contains(point, "/fl-") && !strings.Contains(point, "/fl-"+l.id)
 }
 
 // Snapshot is Inventory for the machine itself: its own network namespace, its mounts, the control groups that bear the

@@ -201,6 +201,10 @@ func plug(end *End, wires *os.File) error {
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fmt.Errorf("add %s: %w", end.Device, err)
 	}
+	// Its link-local address is usable at once, too, and is part of the host's first inventory.
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+end.Device+"/accept_dad", []byte("0"), 0o644); err != nil {
+		return fmt.Errorf("set sysctl: %w", err)
+	}
 	for _, p := range end.Addrs {
 		addr, err := netlink.ParseAddr(p.String())
 		if err != nil {
