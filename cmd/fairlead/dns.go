@@ -216,6 +216,11 @@ func whyMissing(name string) string {
 		of := labels[i-1]
 		switch l {
 		case "service":
+			if rfc2782 := strings.HasPrefix(of, "_"); rfc2782 && i > 1 {
+				of = strings.TrimPrefix(labels[i-2], "_")
+			} else if i > 1 {
+				return fmt.Sprintf("no healthy instance of %q has the tag %q; 'fairlead service inspect %s' shows its instances and their checks", of, strings.Join(labels[:i-1], "."), of)
+			}
 			return fmt.Sprintf("no healthy instance of %q is in the catalogue; 'fairlead service inspect %s' shows its instances and their checks", of, of)
 		case "virtual":
 			return fmt.Sprintf("service %q has no virtual address, since it was never registered; 'fairlead service ls' lists services", of)

@@ -122,8 +122,8 @@ func (f *registerFlags) body(c *cobra.Command, args []string) ([]byte, error) {
 			return nil, usagef("a name and --file: choose one; the file names the service")
 		}
 		var extra []string
-		c.LocalNonPersistentFlags().Visit(func(g *pflag.Flag) {
-			if g.Name != "file" {
+		c.Flags().Visit(func(g *pflag.Flag) {
+			if g.Name != "file" && c.InheritedFlags().Lookup(g.Name) == nil {
 				extra = append(extra, "--"+g.Name)
 			}
 		})

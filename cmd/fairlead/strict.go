@@ -37,7 +37,7 @@ func strict(c *cobra.Command) {
 			if err == nil || errors.As(err, &usage) {
 				return err
 			}
-			return &usageError{err}
+			return usagef("%w; see '%s --help'", err, c.CommandPath())
 		}
 	}
 }

@@ -39,7 +39,7 @@ goes away is waited for.`,
 			if err != nil {
 				return err
 			}
-			w := watcher{cl: cl, name: args[0], show: func(ch change) error { return ch.print(c.OutOrStdout(), o.output) }}
+			w := watcher{next: cl.WatchKV, name: args[0], show: func(ch change) error { return ch.print(c.OutOrStdout(), o.output) }}
 			w.warn = func(text string) { warn(c, text) }
 			err = w.run(c.Context())
 			if c.Context().Err() != nil && errors.Is(err, context.Canceled) {
@@ -52,7 +52,7 @@ goes away is waited for.`,
 
 // watcher follows part of the key/value store.
 type watcher struct {
-	cl   *api.Client
+	next func(ctx context.Context, name string, index uint64, wait time.Duration) ([]api.KV, uint64, error) // api.Client.WatchKV
 	name string
 	show func(change) error
 	warn func(string)
@@ -62,7 +62,7 @@ func (w *watcher) run(ctx context.Context) error {
 	known := map[string]api.KV{}
 	index, first, pause := uint64(0), true, watchRetryMin
 	for {
-		all, next, err := w.cl.WatchKV(ctx, w.name, index, watchWait)
+		all, next, err := w.next(ctx, w.name, index, watchWait)
 		if err != nil {
 			var refused *api.Error
 			if ctx.Err() != nil {
