@@ -152,7 +152,7 @@ func (c *Client) DoHeader(ctx context.Context, method, path string, body []byte)
 		}
 		return nil, nil, fmt.Errorf("no agent answers at %s (%w); start one with 'fairlead agent', or name its address with --addr or FAIRLEAD_ADDR", c.base, err)
 	}
-	defer res.Body.Close() //nolint:errcheck // nothing is lost with a body already read
+	defer res.Body.Close()
 	b, err := io.ReadAll(res.Body)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s %s: %w", method, path, err)
@@ -173,7 +173,8 @@ func get[T any](ctx context.Context, c *Client, path string) (T, error) {
 	if err != nil {
 		return v, err
 	}
-	return v, decode(path, b, &v)
+	err = decode(path, b, &v)
+	return v, err
 }
 
 func send[T any](ctx context.Context, c *Client, method, path string, body any) (T, error) {
@@ -186,7 +187,8 @@ func send[T any](ctx context.Context, c *Client, method, path string, body any) 
 	if err != nil {
 		return v, err
 	}
-	return v, decode(path, b, &v)
+	err = decode(path, b, &v)
+	return v, err
 }
 
 func decode(path string, b []byte, v any) error {

@@ -82,7 +82,8 @@ func (c *Client) KVKeys(ctx context.Context, prefix, separator string) ([]string
 		return nil, err
 	}
 	keys := []string{}
-	return keys, decode("keys", b, &keys)
+	err = decode("keys", b, &keys)
+	return keys, err
 }
 
 // PutKV writes an entry's value and flags. With cas it does so only if the

@@ -18,8 +18,8 @@ const watchWait = 5 * time.Minute
 
 // The bounds of the pause before a query that failed is tried again.
 const (
-	watchRetryMin = time.Second
-	watchRetryMax = 30 * time.Second
+	watchFirstPause = time.Second
+	watchLongestPause = 30 * time.Second
 )
 
 func kvWatch(o *options) *cobra.Command {
@@ -60,7 +60,7 @@ type watcher struct {
 
 func (w *watcher) run(ctx context.Context) error {
 	known := map[string]api.KV{}
-	index, first, pause := uint64(0), true, watchRetryMin
+	index, first, pause := uint64(0), true, watchFirstPause
 	for {
 		all, next, err := w.next(ctx, w.name, index, watchWait)
 		if err != nil {
@@ -79,7 +79,7 @@ func (w *watcher) run(ctx context.Context) error {
 				return context.Canceled
 			case <-time.After(pause):
 			}
-			pause = min(2*pause, watchRetryMax)
+			pause = min(2*pause, watchLongestPause)
 			continue
 		}
 		for _, ch := range changes(known, all, next) {
@@ -87,7 +87,7 @@ func (w *watcher) run(ctx context.Context) error {
 				return err
 			}
 		}
-		index, first, pause = next, false, watchRetryMin
+		index, first, pause = next, false, watchFirstPause
 	}
 }
 
