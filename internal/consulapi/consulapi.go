@@ -187,6 +187,9 @@ func (h *handler) failure(w http.ResponseWriter, r *http.Request, err error) ans
 	if errors.As(err, &big) {
 		return text(http.StatusRequestEntityTooLarge, tooLarge(max(r.ContentLength, big.Limit+1), big.Limit, ""))
 	}
+	if errors.Is(err, model.ErrInvalid) {
+		return text(http.StatusBadRequest, err.Error())
+	}
 	h.log.Warn("http request failed", "method", r.Method, "path", r.URL.Path, "error", err)
 	if h.cluster.Leader() == "" {
 		// Whatever failed did so for want of a leader; clients know this text.

@@ -98,6 +98,13 @@ func (c *catalog) RegisterNode(_ context.Context, n model.Node) (model.Index, er
 	})
 }
 
+func (c *catalog) Check(i model.Instance, _ []model.Check) error {
+	if i.Port > 65535 {
+		return fmt.Errorf("%w: port %d", model.ErrInvalid, i.Port)
+	}
+	return nil
+}
+
 func (c *catalog) Register(_ context.Context, i model.Instance, checks []model.Check) (model.Index, error) {
 	call := fmt.Sprintf("register %s", i.ID)
 	for _, ch := range checks {

@@ -24,6 +24,9 @@ func (a *Agent) Register(ctx context.Context, r model.Registration) (warning str
 	if err != nil {
 		return "", err
 	}
+	if err := a.cat.Check(r.Instance, a.drafts(r)); err != nil {
+		return "", fmt.Errorf("register service %q: %w", r.Instance.ID, err)
+	}
 	err = a.commit(&change{id: r.Instance.ID, edit: func(*model.Registration) (*model.Registration, error) {
 		return &r, nil
 	}, touch: touch{renewed: true}})
@@ -31,6 +34,16 @@ func (a *Agent) Register(ctx context.Context, r model.Registration) (warning str
 		return "", fmt.Errorf("register service %q: %w", r.Instance.ID, err)
 	}
 	return a.awaitConfirmed(ctx, r.Instance.ID), nil
+}
+
+// drafts are the registration's checks as the catalogue would first show them.
+func (a *Agent) drafts(r model.Registration) []model.Check {
+	e := &entry{reg: r}
+	var out []model.Check
+	for _, spec := range r.Checks {
+		out = append(out, a.record(e, &check{spec: spec, status: model.Critical}))
+	}
+	return out
 }
 
 // Deregister removes one of this node's services. Once it returns without an

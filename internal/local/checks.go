@@ -81,7 +81,8 @@ func (a *Agent) adopt(snap *state.Snapshot) {
 	}
 }
 
-// record is a check as the catalogue should show it; a.mu is held.
+// record is a check as the catalogue should show it; a.mu is held if e and c are
+// the agent's.
 func (a *Agent) record(e *entry, c *check) model.Check {
 	return model.Check{
 		Node: a.me, ID: c.spec.ID, Name: c.spec.Name, Status: c.status,

@@ -35,7 +35,7 @@ import (
 // The errors that callers tell apart, with errors.Is.
 var (
 	// ErrInvalid: a registration that no catalogue would take. Nothing changed.
-	ErrInvalid = errors.New("invalid registration")
+	ErrInvalid = fmt.Errorf("%w registration", model.ErrInvalid)
 	// ErrUnknownService: no service of that id is registered with this agent.
 	ErrUnknownService = errors.New("unknown service")
 	// ErrUnknownCheck: no check of that id is registered with this agent.
@@ -56,6 +56,9 @@ const patience = 2 * time.Second
 // any other that it may be taken later.
 type Catalog interface {
 	RegisterNode(ctx context.Context, n model.Node) (model.Index, error)
+	// Check says what is wrong with an instance and its checks that no catalogue
+	// would take.
+	Check(i model.Instance, checks []model.Check) error
 	// Register writes an instance and its checks, and removes other checks that
 	// the instance had.
 	Register(ctx context.Context, i model.Instance, checks []model.Check) (model.Index, error)

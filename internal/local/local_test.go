@@ -330,3 +330,17 @@ func TestCopiesAreTheCallers(t *testing.T) {
 		t.Errorf("Services = %+v", s)
 	}
 }
+
+// What no catalogue would take is refused before it is made durable.
+func TestRegisterRefusesWhatTheCatalogueWould(t *testing.T) {
+	cat := newCatalog()
+	cat.sync()
+	a, err := local.Open(local.Config{Node: model.Node{Name: "n1"}}, cat, cat.st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = a.Register(t.Context(), model.Registration{Instance: model.Instance{Service: "web", Port: 70000}})
+	if !errors.Is(err, model.ErrInvalid) || len(a.Services()) != 0 {
+		t.Errorf("Register = %v with %d services, want ErrInvalid and none", err, len(a.Services()))
+	}
+}

@@ -7,6 +7,12 @@
 // wants a changed record makes a copy (see the Clone methods).
 package model
 
+import "errors"
+
+// ErrInvalid marks an error that says what is wrong with something given: the
+// giver has to change it.
+var ErrInvalid = errors.New("invalid")
+
 // Index is a position in the replicated log: the etcd revision at which
 // something was last changed. It is what the Consul API calls X-Consul-Index
 // and what every waiter waits for. Zero means "nothing yet".

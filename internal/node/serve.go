@@ -16,6 +16,7 @@ import (
 
 	"github.com/fairlead-net/fairlead/internal/endpoint"
 	"github.com/fairlead-net/fairlead/internal/ipam"
+	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/netdrv"
 	"github.com/fairlead-net/fairlead/internal/registry"
 	"github.com/fairlead-net/fairlead/internal/store"
@@ -93,7 +94,7 @@ var statuses = []struct {
 	{endpoint.ErrDriver, http.StatusBadRequest},
 	{endpoint.ErrBadNetwork, http.StatusBadRequest},
 	{workload.ErrSpec, http.StatusBadRequest},
-	{registry.ErrInvalid, http.StatusBadRequest},
+	{model.ErrInvalid, http.StatusBadRequest},
 	{ipam.ErrOutside, http.StatusBadRequest},
 	{ipam.ErrReserved, http.StatusBadRequest},
 	{netdrv.ErrNoIPv6, http.StatusBadRequest},

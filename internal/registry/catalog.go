@@ -61,6 +61,17 @@ func (r *Registry) DeregisterNode(ctx context.Context, name model.NodeName) (mod
 	})
 }
 
+// Check says what is wrong with an instance and its checks, as far as that does
+// not depend on what the catalogue holds. Its errors are ErrInvalid.
+func (r *Registry) Check(inst model.Instance, checks []model.Check) error {
+	inst = inst.Clone()
+	if err := validateInstance(&inst); err != nil {
+		return err
+	}
+	_, err := instanceChecks(&inst, checks)
+	return err
+}
+
 // Register puts an instance and its checks into the catalogue, in one step. The
 // instance's earlier checks that are not named again are removed. A service's
 // first instance gets it its VIP. The owner of instance and checks is the node's

@@ -3,6 +3,8 @@ package registry
 import (
 	"errors"
 	"fmt"
+
+	"github.com/fairlead-net/fairlead/internal/model"
 )
 
 // Errors of this package. They come wrapped with what was being done and with
@@ -11,7 +13,7 @@ import (
 var (
 	// ErrInvalid: a field has a value that it cannot have. It is always a
 	// *FieldError.
-	ErrInvalid = errors.New("invalid")
+	ErrInvalid = model.ErrInvalid
 	// ErrValueTooLarge: a KV value exceeds MaxValue.
 	ErrValueTooLarge = errors.New("value is too large")
 	// ErrConflict: others changed the same records again and again meanwhile.
