@@ -18,7 +18,7 @@ const watchWait = 5 * time.Minute
 
 // The bounds of the pause before a query that failed is tried again.
 const (
-	watchFirstPause = time.Second
+	watchFirstPause   = time.Second
 	watchLongestPause = 30 * time.Second
 )
 
