@@ -72,7 +72,7 @@ func TestClientAgent(t *testing.T) {
 	if ch := checks["service:web-1"]; ch == nil || ch.Status != api.HealthPassing || ch.Output != "all well" || ch.Type != "ttl" {
 		t.Errorf("checks %+v", checks)
 	}
-	must(t, c.Agent().FailTTL("service:web-1", "dead")) //nolint:staticcheck // older clients use it
+	must(t, c.Agent().FailTTL("service:web-1", "dead"))
 	members, err := c.Agent().Members(false)
 	must(t, err)
 	if len(members) != 1 || members[0].Status != 1 || !members[0].IsConsulServer() {

@@ -64,7 +64,7 @@ func (h *handler) kvTree(c *call) (answer, error) {
 // behind the prefix, once.
 func (h *handler) kvKeys(c *call) (answer, error) {
 	// The first spelling is an old mistake that clients still send.
-	sep := c.params.Get("seperator")
+	sep := c.params.Get("seperator") //nolint:misspell // clients do
 	if c.has("separator") {
 		sep = c.params.Get("separator")
 	}

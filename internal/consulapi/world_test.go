@@ -57,7 +57,7 @@ func newWorld() *world {
 }
 
 func (w *world) handler(change ...func(*consulapi.Config)) http.Handler {
-	cfg := consulapi.Config{Node: w.node, Version: "0.1.0", Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	cfg := consulapi.Config{Node: w.node, Version: "0.1.0", Log: slog.New(slog.DiscardHandler)}
 	for _, f := range change {
 		f(&cfg)
 	}

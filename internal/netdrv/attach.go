@@ -87,7 +87,7 @@ func (h *Host) openNamespace(path string) (*os.File, error) {
 		return nil, err
 	}
 	var sfs unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &sfs); err != nil || int64(sfs.Type) != unix.NSFS_MAGIC {
+	if err := unix.Fstatfs(int(f.Fd()), &sfs); err != nil || int64(sfs.Type) != unix.NSFS_MAGIC { //nolint:unconvert // int32 on other platforms
 		closeQuietly(f)
 		return nil, fmt.Errorf("%q: %w", path, ErrNotNamespace)
 	}

@@ -205,11 +205,11 @@ func (h *Host) repairNetwork(name model.NetworkName) error {
 
 // tableDiffers says why the table has to be replaced, or "". rules.mu is held.
 func (h *Host) tableDiffers() (string, error) {
-	print, err := h.fingerprint()
+	now, err := h.fingerprint()
 	if err != nil {
 		return "", err
 	}
-	if print != h.rules.print || print == "" {
+	if now != h.rules.print || now == "" {
 		return "table changed by somebody else", nil
 	}
 	onLink, err := h.connected()

@@ -198,7 +198,7 @@ func (c *zapCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	if e.Level >= zapcore.ErrorLevel {
 		level = slog.LevelError
 	}
-	c.log.Log(context.Background(), level, e.Message, args...)
+	c.log.Log(context.Background(), level, e.Message, args...) //nolint:sloglint // the message is etcd's
 	return nil
 }
 

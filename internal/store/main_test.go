@@ -155,4 +155,4 @@ func (n *node) must(t testing.TB, txn Txn, ok bool) model.Index {
 	return res.Index
 }
 
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }

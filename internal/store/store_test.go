@@ -82,7 +82,7 @@ func TestBadTransactions(t *testing.T) {
 	}
 	largest := Txn{Deletes: many[:MaxTxnOps]}
 	for range 3 { // beside others in one batch, too
-		go n.Commit(t.Context(), put("b", "")) //nolint:errcheck // only there to be beside
+		go n.Commit(t.Context(), put("b", ""))
 	}
 	if after := n.must(t, largest, true); after <= before {
 		t.Errorf("index %d after %d", after, before)

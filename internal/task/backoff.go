@@ -8,8 +8,8 @@ import (
 
 // Bounds of a Backoff that sets none.
 const (
-	defaultMin = 100 * time.Millisecond
-	defaultMax = 30 * time.Second
+	shortest = 100 * time.Millisecond
+	longest = 30 * time.Second
 )
 
 // Backoff says how long to wait before the next attempt: exponentially longer
@@ -29,10 +29,10 @@ type Backoff struct {
 func (b *Backoff) Next() time.Duration {
 	least, most := b.Min, b.Max
 	if least <= 0 {
-		least = defaultMin
+		least = shortest
 	}
 	if most <= 0 {
-		most = max(defaultMax, least)
+		most = max(longest, least)
 	}
 	switch {
 	case b.last == 0:
