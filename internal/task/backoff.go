@@ -9,7 +9,7 @@ import (
 // Bounds of a Backoff that sets none.
 const (
 	shortest = 100 * time.Millisecond
-	longest = 30 * time.Second
+	longest  = 30 * time.Second
 )
 
 // Backoff says how long to wait before the next attempt: exponentially longer
