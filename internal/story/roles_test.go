@@ -1,7 +1,7 @@
 package story
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -28,7 +28,8 @@ const dialLimit = 3 * time.Second
 //	                                until SIGUSR1, from which on it refuses connections, but lives
 //	fetch NETWORK WHAT...           asks each once (tcp4 http://web/, udp6 web:80); a line "ANSWER via PEER" for each,
 //	                                or "error: ..." and exit code 1
-//	http METHOD URL [BODY]          one request; the status, then the body
+//	http METHOD URL [FILE]          one request, with the file as its body; status, index (if any) and body of the answer,
+//	                                each on a line. Exit code 1 unless the status is 2xx
 func play(role string, args []string) int {
 	var err error
 	switch role {
@@ -165,13 +166,14 @@ func fetch(network, target string) (string, error) {
 }
 
 func request(args []string) error {
-	body := ""
+	body := []byte(nil)
 	if len(args) > 2 {
-		body = args[2]
+		var err error
+		if body, err = os.ReadFile(args[2]); err != nil {
+			return err
+		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), dialLimit)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, args[0], args[1], strings.NewReader(body))
+	req, err := http.NewRequestWithContext(context.Background(), args[0], args[1], bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
@@ -181,6 +183,12 @@ func request(args []string) error {
 	}
 	defer resp.Body.Close()
 	fmt.Println(resp.StatusCode)
-	_, err = io.Copy(os.Stdout, bufio.NewReader(resp.Body))
+	const index = "X-Consul-Index"
+	if n := resp.Header.Get(index); n != "" {
+		fmt.Printf("%s: %s\n", index, n)
+	}
+	if _, err = io.Copy(os.Stdout, resp.Body); err == nil && resp.StatusCode/100 != 2 {
+		err = errors.New(resp.Status)
+	}
 	return err
 }
