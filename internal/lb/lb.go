@@ -2,10 +2,10 @@
 // path's frontends, one for every scope, VIP and port, each with the instances
 // that can be reached from that scope and their weights.
 //
-// A Balancer is one reconciler with one goroutine (Run). It never blocks a reader
-// of the data path: a frontend is replaced whole. Before the state is synced it
-// does nothing, so that a restarted agent leaves alone what its predecessor
-// programmed.
+// A Balancer is one reconciler with one goroutine (Run); Problems may be called
+// from anywhere. It never blocks a reader of the data path: a frontend is
+// replaced whole. Before the state is synced it does nothing, so that a restarted
+// agent leaves alone what its predecessor programmed.
 package lb
 
 import (
@@ -15,6 +15,9 @@ import (
 	"log/slog"
 	"net/netip"
 	"reflect"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/fairlead-net/fairlead/internal/datapath"
@@ -23,7 +26,8 @@ import (
 	"github.com/fairlead-net/fairlead/internal/task"
 )
 
-// resync is how often the maps are read back and compared with what is wanted.
+// resync is how often the maps are read back and compared with what is wanted,
+// and how late a new address of the host is noticed.
 const resync = time.Minute
 
 // Maps is the part of the data path that the balancer owns.
@@ -50,6 +54,7 @@ type Node interface {
 	// ports answer.
 	Addrs() ([]netip.Addr, error)
 	// Gone ends the connections of local callers to an instance that is no more.
+	// By then no frontend leads to it.
 	Gone(ctx context.Context, instance netip.AddrPort)
 }
 
@@ -67,30 +72,59 @@ type Balancer struct {
 	cfg Config
 	log *slog.Logger
 
-	programmed map[datapath.Frontend]datapath.Entry
-	groups     map[string]*group
+	problems atomic.Pointer[[]string]
+
+	// What follows belongs to Run's goroutine.
+
+	programmed map[datapath.Frontend]datapath.Entry // what the maps hold
+	owners     map[datapath.Frontend]model.ServiceName
+	groups     map[model.ServiceName]*group
+	instances  map[netip.AddrPort]int // how many groups list each
 	basis      basis
+	round      uint64
+	readBack   bool // programmed is to be read from the maps
+	unpruned   bool // programmed may have what nobody owns
 }
+
+// portsGroup is the group of the published ports; no service has an empty name.
+const portsGroup model.ServiceName = ""
 
 // group is the frontends that one service (or all published ports) accounts for.
-// Groups do not overlap, since a VIP belongs to one service.
 type group struct {
 	source    *state.Service // what it was made from; nil for published ports
+	lookups   []lookup
 	frontends []datapath.Frontend
-	instances map[netip.AddrPort]bool
+	instances []netip.AddrPort
+	err       error  // why not all of it is in the maps
+	round     uint64 // in which it was last wanted
 }
 
-// basis is what every group depends on beside its own service: while it stays
-// the same, a service that did not change need not be looked at.
+// basis is what groups depend on beside their own service: while it stays the
+// same, a service that did not change need not be looked at.
 type basis struct {
-	scopes    []Scope
-	endpoints model.Index
+	callers   []callers
 	addrs     []netip.Addr
+	endpoints model.Index
 }
 
 // New returns a balancer that has done nothing yet; see Run.
 func New(cfg Config) *Balancer {
-	return &Balancer{cfg: cfg, log: cfg.Log}
+	return &Balancer{
+		cfg: cfg, log: cfg.Log,
+		owners:    map[datapath.Frontend]model.ServiceName{},
+		groups:    map[model.ServiceName]*group{},
+		instances: map[netip.AddrPort]int{},
+		readBack:  true,
+	}
+}
+
+// Problems lists what the maps do not hold as the catalogue wants it, sorted. It
+// is tried again and again.
+func (b *Balancer) Problems() []string {
+	if p := b.problems.Load(); p != nil {
+		return slices.Clone(*p)
+	}
+	return nil
 }
 
 // Run keeps the frontends as the catalogue wants them until ctx ends; it calls
@@ -102,168 +136,218 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 		return nil
 	}
 	backoff := task.Backoff{Min: 50 * time.Millisecond, Max: 5 * time.Second}
-	readBack := true
+	resyncs := time.NewTimer(task.Jitter(resync))
+	defer resyncs.Stop()
 	for first := true; ; first = false {
-		snap := b.cfg.State.Snapshot()
 		scopes, scopesChanged := b.cfg.Local.Scopes()
+		snap := b.cfg.State.Snapshot()
 		_, services := snap.Services()
-		_, vips := snap.VIPs()
+		_, networks := snap.Networks()
 		_, endpoints := snap.Endpoints()
-		wait := task.Jitter(resync)
-		if err := b.reconcile(ctx, snap, scopes, readBack); err != nil {
+		var retry <-chan time.Time
+		if err := b.reconcile(ctx, snap, scopes); err != nil {
 			b.log.Warn("program the balancer", "index", snap.Index(), "error", err)
-			wait = backoff.Next()
-			readBack = true
+			retry = time.After(backoff.Next())
 		} else {
 			backoff.Reset()
-			readBack = false
 		}
 		if first {
 			ready()
 		}
-		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
-			t.Stop()
 			return nil
 		case <-services.Changed:
-		case <-vips.Changed:
+		case <-networks.Changed:
 		case <-endpoints.Changed:
 		case <-scopesChanged:
-		case <-t.C:
-			readBack = true
+		case <-retry:
+		case <-resyncs.C:
+			b.readBack = true
+			resyncs.Reset(task.Jitter(resync))
 		}
-		t.Stop()
 	}
 }
 
-// reconcile makes the frontends what the snapshot wants. With readBack it starts
-// from what the maps hold rather than from what it remembers.
-func (b *Balancer) reconcile(ctx context.Context, snap *state.Snapshot, scopes []Scope, readBack bool) error {
-	if readBack || b.programmed == nil {
+// reconcile makes the frontends what the snapshot wants, and ends the connections
+// to instances that no service lists any more. What fails is left for the next
+// round, which does it first of all it finds.
+func (b *Balancer) reconcile(ctx context.Context, snap *state.Snapshot, scopes []Scope) error {
+	if b.readBack {
 		if err := b.adopt(); err != nil {
+			b.report(err)
 			return err
 		}
 	}
 	addrs, err := b.cfg.Local.Addrs()
 	if err != nil {
-		return fmt.Errorf("list the host's addresses: %w", err)
+		err = fmt.Errorf("list the host's addresses: %w", err)
+		b.report(err)
+		return err
 	}
 	_, endpoints := snap.Endpoints()
-	now := basis{scopes: scopes, endpoints: endpoints.Index, addrs: addrs}
-	all := readBack || !reflect.DeepEqual(now, b.basis)
+	now := basis{callers: know(snap, scopes), addrs: addrs, endpoints: endpoints.Index}
+	moved := now.endpoints != b.basis.endpoints
+	all := b.unpruned || !reflect.DeepEqual(now.callers, b.basis.callers) || !slices.Equal(now.addrs, b.basis.addrs)
 	b.basis = now
 
-	var errs []error
+	var gone []netip.AddrPort
+	b.round++
+	if g := b.groups[portsGroup]; all || moved || g.err != nil {
+		b.program(portsGroup, b.planPorts(snap, now))
+	}
+	b.groups[portsGroup].round = b.round
 	services, _ := snap.Services()
-	seen := map[string]bool{portsGroup: true}
 	for _, s := range services {
-		name := "service/" + string(s.Name)
-		seen[name] = true
-		if g := b.groups[name]; !all && g != nil && g.source == s {
-			continue
+		if g := b.groups[s.Name]; all || g == nil || g.source != s || g.err != nil || moved && !g.inPlace(snap) {
+			gone = append(gone, b.program(s.Name, planService(snap, s, now.callers))...)
 		}
-		want, instances := planService(snap, s, scopes)
-		errs = append(errs, b.program(ctx, name, s, want, instances))
+		b.groups[s.Name].round = b.round
 	}
-	if all {
-		errs = append(errs, b.program(ctx, portsGroup, nil, b.planPorts(snap, scopes, addrs), nil))
-	}
-	for name := range b.groups {
-		if !seen[name] {
-			errs = append(errs, b.program(ctx, name, nil, nil, nil))
-			delete(b.groups, name)
+	if len(b.groups) > len(services)+1 {
+		for name, g := range b.groups {
+			if g.round != b.round {
+				gone = append(gone, b.program(name, plan{})...)
+			}
 		}
 	}
-	if all {
-		errs = append(errs, b.prune())
+	pruned := b.prune()
+	for _, a := range gone {
+		if b.instances[a] == 0 { // no service took it over
+			b.cfg.Local.Gone(ctx, a)
+		}
 	}
-	return errors.Join(errs...)
+	return b.report(pruned)
 }
 
-// portsGroup is the group of the published ports.
-const portsGroup = "ports"
-
-// program brings one group's frontends about and ends the connections to the
-// instances that it has no more. Those that are merely critical are still listed
-// and keep theirs.
-func (b *Balancer) program(ctx context.Context, name string, source *state.Service, want map[datapath.Frontend]datapath.Entry, instances map[netip.AddrPort]bool) error {
+// program brings one group's frontends about. It returns the instances that no
+// group lists any more; as long as something fails, those the group had are
+// still listed. Instances that are merely critical are, too.
+func (b *Balancer) program(name model.ServiceName, p plan) (gone []netip.AddrPort) {
 	was := b.groups[name]
 	if was == nil {
 		was = &group{}
 	}
+	now := &group{source: p.source, lookups: p.lookups, instances: p.instances}
 	var errs []error
-	now := &group{source: source, instances: instances}
-	for f, e := range want {
+	for f, e := range p.want {
 		now.frontends = append(now.frontends, f)
+		b.owners[f] = name
 		if have, ok := b.programmed[f]; ok && have.Equal(e) {
 			continue
 		}
 		if err := b.cfg.Maps.SetFrontend(f, e.State, e.Backends); err != nil {
-			errs = append(errs, fmt.Errorf("set frontend %s:%d: %w", f.Addr, f.Port, err))
+			errs = append(errs, fmt.Errorf("set frontend %s: %w", f, err))
 			continue
 		}
 		b.programmed[f] = e
 	}
 	for _, f := range was.frontends {
-		if _, ok := want[f]; !ok {
-			errs = append(errs, b.remove(f))
+		// A VIP that was given to another service is that one's.
+		if _, ok := p.want[f]; ok || b.owners[f] != name {
+			continue
+		}
+		if err := b.remove(f); err != nil {
+			now.frontends = append(now.frontends, f)
+			errs = append(errs, err)
+		}
+	}
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	if now.err = errors.Join(errs...); now.err != nil {
+		now.instances = distinct(slices.Concat(now.instances, was.instances))
+	}
+	for _, a := range now.instances {
+		b.instances[a]++
+	}
+	for _, a := range was.instances {
+		if b.instances[a]--; b.instances[a] == 0 {
+			delete(b.instances, a)
+			gone = append(gone, a)
 		}
 	}
 	b.groups[name] = now
-	for a := range was.instances {
-		if !b.known(a) {
-			b.cfg.Local.Gone(ctx, a)
-		}
+	if p.source == nil && name != portsGroup && now.err == nil {
+		delete(b.groups, name)
 	}
-	return errors.Join(errs...)
+	return gone
 }
 
-// known reports whether any group still lists an instance.
-func (b *Balancer) known(a netip.AddrPort) bool {
-	for _, g := range b.groups {
-		if g.instances[a] {
-			return true
+// inPlace reports whether the addresses that a group was made from still belong
+// to the same networks.
+func (g *group) inPlace(snap *state.Snapshot) bool {
+	for _, l := range g.lookups {
+		if networkOf(snap, l.addr) != l.network {
+			return false
 		}
 	}
-	return false
+	return true
 }
 
 func (b *Balancer) remove(f datapath.Frontend) error {
 	if err := b.cfg.Maps.DeleteFrontend(f); err != nil {
-		return fmt.Errorf("delete frontend %s:%d: %w", f.Addr, f.Port, err)
+		return fmt.Errorf("delete frontend %s: %w", f, err)
 	}
 	delete(b.programmed, f)
+	delete(b.owners, f)
 	return nil
 }
 
-// prune removes what the maps hold and no group accounts for: what a predecessor
-// programmed for services that are no more.
-func (b *Balancer) prune() error {
-	owned := map[datapath.Frontend]bool{}
-	for _, g := range b.groups {
-		for _, f := range g.frontends {
-			owned[f] = true
-		}
-	}
-	var errs []error
-	for f := range b.programmed {
-		if !owned[f] {
-			errs = append(errs, b.remove(f))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// adopt takes over what the maps hold.
+// adopt takes over what the maps hold: at first that of a predecessor, later what
+// was programmed here, unless somebody else's hand was in it.
 func (b *Balancer) adopt() error {
 	have, err := b.cfg.Maps.Frontends()
 	if err != nil {
 		return fmt.Errorf("read the frontends: %w", err)
 	}
 	b.programmed = have
-	if b.groups == nil {
-		b.groups = map[string]*group{}
-	}
+	b.readBack, b.unpruned = false, true
 	return nil
 }
+
+// prune removes what the maps hold and no group accounts for: what a predecessor
+// programmed for services that are no more.
+func (b *Balancer) prune() error {
+	if !b.unpruned {
+		return nil
+	}
+	var errs []error
+	for f := range b.programmed {
+		if _, owned := b.owners[f]; !owned {
+			errs = append(errs, b.remove(f))
+		}
+	}
+	err := errors.Join(errs...)
+	b.unpruned = err != nil
+	return err
+}
+
+// report publishes what is wrong, err and the groups' own errors, and returns
+// the gist of it.
+func (b *Balancer) report(err error) error {
+	var all []string
+	first := err
+	if err != nil {
+		all = append(all, "balancer: "+oneLine(err))
+	}
+	for name, g := range b.groups {
+		if g.err == nil {
+			continue
+		}
+		what := fmt.Sprintf("balancer: service %s", name)
+		if name == portsGroup {
+			what = "balancer: published ports"
+		}
+		all = append(all, what+": "+oneLine(g.err))
+		if first == nil {
+			first = g.err
+		}
+	}
+	slices.Sort(all)
+	b.problems.Store(&all)
+	if len(all) > 1 {
+		return fmt.Errorf("%d problems, one of them: %w", len(all), first)
+	}
+	return first
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
