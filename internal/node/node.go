@@ -257,7 +257,7 @@ func (a *Agent) status(ctx context.Context) api.Status {
 
 // problems lists what needs a person.
 func (a *Agent) problems(ctx context.Context) []string {
-	all := append([]string{}, a.endpoints.Problems()...)
+	all := append(a.endpoints.Problems(), a.balancer.Problems()...)
 	st := a.store.Status()
 	if st.Leader == "" {
 		all = append(all, "the registry has no leader: nothing can be changed")
