@@ -82,6 +82,9 @@ type Set struct {
 
 	// releasing makes Stop and Run, which see the same process end, take turns.
 	releasing sync.Mutex
+	// attaching is held shared while an endpoint and its registration are made,
+	// so that the second is not taken for what is left of an earlier one.
+	attaching sync.RWMutex
 }
 
 // New returns a set.
@@ -96,6 +99,8 @@ func (s *Set) Attach(ctx context.Context, w api.WorkloadSpec) (api.Attachment, e
 	if err := checkService(w.Service); err != nil {
 		return api.Attachment{}, err
 	}
+	s.attaching.RLock()
+	defer s.attaching.RUnlock()
 	before := s.endpoints(w.Name)
 	e, err := s.cfg.Endpoints.Attach(ctx, draft(w), w.Addrs)
 	if err != nil {
@@ -153,11 +158,13 @@ func (s *Set) Stop(ctx context.Context, name string, grace time.Duration) error 
 	return s.release(ctx, name)
 }
 
-// Run clears away workloads whose process ended by itself, until ctx ends.
+// Run clears away workloads whose process ended by itself, and registrations
+// whose endpoint is gone, until ctx ends.
 func (s *Set) Run(ctx context.Context, ready func()) error {
 	ready()
+	changed := s.cfg.Processes.Changed(ctx)
 	for {
-		changed := s.cfg.Processes.Changed(ctx)
+		_, endpoints := s.cfg.State.Snapshot().Endpoints()
 		procs, err := s.cfg.Processes.List()
 		if err != nil {
 			s.log.Warn("list processes", "error", err)
@@ -170,12 +177,50 @@ func (s *Set) Run(ctx context.Context, ready func()) error {
 				s.log.Warn("clear away workload", "workload", p.Name, "error", err)
 			}
 		}
+		if err := s.deregisterOrphans(ctx); err != nil {
+			s.log.Warn("clear away registrations of vanished endpoints", "error", err)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-endpoints.Changed:
 		case <-changed:
+			changed = s.cfg.Processes.Changed(ctx)
 		}
 	}
+}
+
+// orphans lists registrations whose endpoint is not in the catalogue: whoever
+// saw its namespace vanish, such as the start of an agent, collected it alone.
+func (s *Set) orphans() []model.ServiceID {
+	var all []model.ServiceID
+	regs := s.cfg.Registrations.Services()
+	snap := s.cfg.State.Snapshot() // newer than regs, so it has their endpoints
+	for _, r := range regs {
+		if r.Instance.Endpoint == "" {
+			continue
+		}
+		if e, _ := snap.Endpoint(r.Instance.Endpoint); e == nil {
+			all = append(all, r.Instance.ID)
+		}
+	}
+	return all
+}
+
+func (s *Set) deregisterOrphans(ctx context.Context) error {
+	if len(s.orphans()) == 0 {
+		return nil
+	}
+	s.attaching.Lock()
+	defer s.attaching.Unlock()
+	s.releasing.Lock()
+	defer s.releasing.Unlock()
+	var errs []error
+	for _, id := range s.orphans() {
+		s.log.Info("deregister service of a vanished endpoint", "service", id)
+		errs = append(errs, s.cfg.Registrations.Deregister(ctx, id))
+	}
+	return errors.Join(errs...)
 }
 
 // release removes registrations, endpoints and what the process left.
