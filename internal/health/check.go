@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/task"
 )
 
 // Bounds of what a check may ask for.
@@ -77,22 +78,43 @@ func (c *check) begin() bool {
 	return true
 }
 
-// poll asks at once and then at every interval until ctx ends.
+// poll asks at once and then at every interval until ctx ends. A check that
+// begins as critical is most often that of a program that is just starting: until
+// it first answers, it is asked sooner, at first after minInterval and then after
+// twice as long each time.
 func (c *check) poll(ctx context.Context, ask probe) {
-	tick := time.NewTicker(interval(c.spec))
-	defer tick.Stop()
+	every, soon := interval(c.spec), minInterval
+	starting := c.state() == model.Critical
 	for {
-		status, output := ask(ctx)
-		if ctx.Err() != nil {
-			return // what was heard is about our own end
-		}
-		c.outcome(status, output)
-		select {
-		case <-ctx.Done():
+		asked := time.Now()
+		if !c.ask(ctx, ask) {
 			return
-		case <-tick.C:
+		}
+		wait := every
+		if starting = starting && c.state() == model.Critical && soon < every; starting {
+			wait, soon = soon, 2*soon
+		}
+		if task.Sleep(ctx, wait-time.Since(asked)) != nil {
+			return
 		}
 	}
+}
+
+// ask asks once, and says whether to go on: what is heard once ctx is over is
+// about our own end.
+func (c *check) ask(ctx context.Context, ask probe) bool {
+	status, output := ask(ctx)
+	if ctx.Err() != nil {
+		return false
+	}
+	c.outcome(status, output)
+	return true
+}
+
+func (c *check) state() model.Status {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.shown
 }
 
 func (c *check) outcome(status model.Status, output string) {

@@ -96,6 +96,34 @@ func TestChecksRunAtOnceAndThenEveryInterval(t *testing.T) {
 	})
 }
 
+// A program that is just starting is found healthy sooner than after a whole
+// interval; one that was healthy, or never answers, is asked as was agreed.
+func TestAStartingProgramIsAskedSooner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger()
+		r := New(l, quietLog)
+		no, yes := model.Critical, model.Passing
+		scripted(r, no, no, no, yes, no, yes)
+		stop := run(t, r)
+		r.Set(model.CheckSpec{ID: "c", TCP: "x:1", Interval: 10 * time.Second}, model.Critical)
+		time.Sleep(21 * time.Second)
+		l.expect(t, "0s c critical round 1", "100ms c critical round 2", "300ms c critical round 3",
+			"700ms c passing round 4", "10.7s c critical round 5", "20.7s c passing round 6")
+		stop()
+	})
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger()
+		r := New(l, quietLog)
+		scripted(r, model.Critical)
+		stop := run(t, r)
+		r.Set(model.CheckSpec{ID: "c", TCP: "x:1", Interval: time.Second}, model.Critical)
+		time.Sleep(3 * time.Second)
+		l.expect(t, "0s c critical round 1", "100ms c critical round 2", "300ms c critical round 3", "700ms c critical round 4",
+			"1.5s c critical round 5", "2.5s c critical round 6")
+		stop()
+	})
+}
+
 func TestSetReplacesAndRemoveEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLedger()

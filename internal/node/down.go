@@ -34,6 +34,10 @@ func Down(ctx context.Context, cfg Config, purge bool, log *slog.Logger) ([]stri
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("%w: taking it down needs root; use sudo", ErrHost)
 	}
+	pins, err := recalledPins(cfg.RunDir)
+	if err != nil {
+		return nil, err
+	}
 	var done []string
 	var errs []error
 	note := func(lines []string, err error) {
@@ -46,7 +50,7 @@ func Down(ctx context.Context, cfg Config, purge bool, log *slog.Logger) ([]stri
 	}
 	note(stopWorkloads(ctx, cfg))
 	note(purgeNetwork(ctx, cfg, log))
-	note(purgeDatapath(cfg))
+	note(purgeDatapath(cfg, pins))
 	note(purgeCgroup(cfg))
 	if purge {
 		note(purgeData(cfg))
@@ -54,7 +58,7 @@ func Down(ctx context.Context, cfg Config, purge bool, log *slog.Logger) ([]stri
 	if err := errors.Join(errs...); err != nil {
 		return done, err
 	}
-	return done, left(ctx, cfg, purge, log)
+	return done, left(ctx, cfg, pins, purge, log)
 }
 
 // stopAgent ends the agent that holds the run directory, if one does.
@@ -133,16 +137,8 @@ func openNetwork(cfg Config, log *slog.Logger) (*netdrv.Host, error) {
 	return netdrv.New(netdrv.Config{StateDir: cfg.RunDir, VIPPools: pools, Log: log})
 }
 
-func purgeDatapath(cfg Config) ([]string, error) {
-	id, err := os.ReadFile(filepath.Join(identityDir(cfg), "node-id"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, unmountBPF(cfg)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("node id: %w", err)
-	}
-	dir := pinDir(cfg, strings.TrimSpace(string(id)))
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+func purgeDatapath(cfg Config, dir string) ([]string, error) {
+	if _, err := os.Stat(dir); dir == "" || errors.Is(err, fs.ErrNotExist) {
 		return nil, unmountBPF(cfg)
 	}
 	cgroup, err := cfg.cgroup()
@@ -212,7 +208,7 @@ func purgeData(cfg Config) ([]string, error) {
 }
 
 // left looks again for everything that Down should have removed.
-func left(ctx context.Context, cfg Config, purge bool, log *slog.Logger) error {
+func left(ctx context.Context, cfg Config, pins string, purge bool, log *slog.Logger) error {
 	host, err := openNetwork(cfg, log)
 	if err != nil {
 		return err
@@ -225,7 +221,10 @@ func left(ctx context.Context, cfg Config, purge bool, log *slog.Logger) error {
 	if len(again) > 0 {
 		return fmt.Errorf("still there after removal: %s", strings.Join(again, "; "))
 	}
-	paths := []string{filepath.Join(cfg.BPFFS, "fairlead")}
+	var paths []string
+	if pins != "" {
+		paths = append(paths, pins)
+	}
 	if cgroup, err := cfg.cgroup(); err == nil {
 		paths = append(paths, filepath.Join(cgroup, workloadCgroup))
 	}

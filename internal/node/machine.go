@@ -112,6 +112,29 @@ func (c Config) vipPools() ([]netip.Prefix, error) {
 	return []netip.Prefix{v4, v6}, nil
 }
 
+// pinMark remembers where the agent of a run directory pinned its programs and
+// maps, so that 'down' need not be told. Both live until the next boot.
+const pinMark = "pinned"
+
+func recordPins(runDir, pins string) error {
+	if err := os.WriteFile(filepath.Join(runDir, pinMark), []byte(pins+"\n"), 0o600); err != nil {
+		return fmt.Errorf("record where programs are pinned: %w", err)
+	}
+	return nil
+}
+
+// recalledPins is where programs and maps were pinned; empty if none were.
+func recalledPins(runDir string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(runDir, pinMark))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("find where programs are pinned: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
 func pinDir(cfg Config, id string) string { return filepath.Join(cfg.BPFFS, "fairlead", id) }
 
 // mountBPF mounts the bpf file system where there is none, and remembers it.

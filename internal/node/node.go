@@ -71,6 +71,9 @@ func Run(ctx context.Context, cfg Config, version string, log *slog.Logger) (err
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.release()) }()
+	if err := cfg.addrsFree(); err != nil {
+		return err
+	}
 	a := &Agent{cfg: cfg, version: version, log: log, state: state.New()}
 	defer func() { err = errors.Join(err, a.close()) }()
 	if err := a.assemble(); err != nil {
@@ -138,7 +141,11 @@ func (a *Agent) openKernel(pools []netip.Prefix) (err error) {
 	if err := mountBPF(a.cfg); err != nil {
 		return err
 	}
-	if a.maps, err = datapath.Load(datapath.Config{Cgroup: cgroup, PinDir: pinDir(a.cfg, a.self.ID)}); err != nil {
+	pins := pinDir(a.cfg, a.self.ID)
+	if err := recordPins(a.cfg.RunDir, pins); err != nil {
+		return err
+	}
+	if a.maps, err = datapath.Load(datapath.Config{Cgroup: cgroup, PinDir: pins}); err != nil {
 		return fmt.Errorf("load the data path: %w", err)
 	}
 	a.closers = append(a.closers, a.maps.Close)

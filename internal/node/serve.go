@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -27,11 +28,8 @@ import (
 // home then.
 func (a *Agent) serve(ctx context.Context, ready func()) error {
 	l, err := net.Listen("tcp", a.cfg.HTTPAddr)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("http-addr %s is in use: another agent or program listens there; stop it or set --http-addr", a.cfg.HTTPAddr)
-	}
 	if err != nil {
-		return fmt.Errorf("http-addr %s: %w", a.cfg.HTTPAddr, err)
+		return listenError("http-addr", a.cfg.HTTPAddr, err)
 	}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -62,6 +60,38 @@ func (a *Agent) serve(ctx context.Context, ready func()) error {
 	return nil
 }
 
+// addrsFree refuses addresses that somebody listens at. An agent takes its
+// addresses late in its start, and an agent that fails there would have changed
+// the machine, and taken over what another one keeps there.
+func (c Config) addrsFree() error {
+	var errs []error
+	for _, want := range []struct{ setting, network, addr string }{
+		{"http-addr", "tcp", c.HTTPAddr}, {"dns-addr", "tcp", c.DNSAddr}, {"dns-addr", "udp", c.DNSAddr},
+	} {
+		var l io.Closer
+		var err error
+		if want.network == "udp" {
+			l, err = net.ListenPacket(want.network, want.addr)
+		} else {
+			l, err = net.Listen(want.network, want.addr)
+		}
+		if err == nil {
+			err = l.Close()
+		}
+		if err != nil {
+			errs = append(errs, listenError(want.setting, want.addr, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func listenError(setting, addr string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%s %s is in use: another agent or program listens there; stop it or set --%s", setting, addr, setting)
+	}
+	return fmt.Errorf("%s %s: %w", setting, addr, err)
+}
+
 func underPrefix(path, prefix string) bool {
 	return path == prefix || strings.HasPrefix(path, prefix+"/")
 }
@@ -88,6 +118,9 @@ var statuses = []struct {
 	{endpoint.ErrAttached, http.StatusConflict},
 	{ipam.ErrExhausted, http.StatusConflict},
 	{ipam.ErrTaken, http.StatusConflict},
+	{ipam.ErrReserved, http.StatusConflict},
+	{ipam.ErrNoDefault, http.StatusConflict},
+	{ipam.ErrOutside, http.StatusBadRequest},
 	{endpoint.ErrName, http.StatusBadRequest},
 	{endpoint.ErrNetworkName, http.StatusBadRequest},
 	{endpoint.ErrPort, http.StatusBadRequest},
