@@ -44,6 +44,39 @@ func (c *Client) Deregister(ctx context.Context, id string) error {
 	return err
 }
 
+// AwaitPassing waits until an instance of a service passes its checks. Its error
+// says in which state the instance was when ctx ended.
+func (c *Client) AwaitPassing(ctx context.Context, service, instance string) error {
+	seen := errors.New("it is not in the catalogue")
+	for index := uint64(0); ; {
+		q := url.Values{"index": {strconv.FormatUint(index, 10)}, "wait": {"30s"}}
+		b, h, err := c.DoHeader(ctx, http.MethodGet, "/v1/health/checks/"+url.PathEscape(service)+"?"+q.Encode(), nil)
+		if ctx.Err() != nil {
+			return seen
+		}
+		if err != nil {
+			return err
+		}
+		var checks []struct{ ServiceID, Status, Output string }
+		if err := decode("health of "+service, b, &checks); err != nil {
+			return err
+		}
+		failing := false
+		for _, k := range checks {
+			if k.ServiceID == instance && k.Status != "passing" {
+				failing = true
+				seen = fmt.Errorf("it is %s: %s", k.Status, strings.TrimSpace(k.Output))
+			}
+		}
+		if !failing {
+			return nil
+		}
+		if index, err = strconv.ParseUint(h.Get("X-Consul-Index"), 10, 64); err != nil {
+			return fmt.Errorf("health of %s: the answer has no index", service)
+		}
+	}
+}
+
 // KV returns one entry; IsNotFound tells that there is none.
 func (c *Client) KV(ctx context.Context, key string) (KV, error) {
 	b, h, err := c.DoHeader(ctx, http.MethodGet, kvPath(key, nil), nil)

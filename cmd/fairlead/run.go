@@ -36,6 +36,7 @@ type runFlags struct {
 	env            []string
 	dir            string
 	pid, detach    bool
+	wait           time.Duration
 }
 
 func runCommand(o *options) *cobra.Command {
@@ -76,6 +77,7 @@ passes. The process outlives the agent; 'fairlead stop NAME' ends it.`,
 	fl.StringVarP(&f.dir, "workdir", "w", "", "working directory (default: the caller's)")
 	fl.BoolVar(&f.pid, "pid", false, "give it process numbers of its own")
 	fl.BoolVarP(&f.detach, "detach", "d", false, "run it in the background; its output goes to a log file")
+	fl.DurationVar(&f.wait, "wait", 0, "with --detach, wait so long at most for its check to pass, and fail if it does not")
 	completeFlagWith(c, "network", o.names(0, networkNames))
 	completeFlagWith(c, "service", o.names(0, serviceNames))
 	completeFlag(c, "expose", "host", "lan", "any")
@@ -130,12 +132,28 @@ func (f *runFlags) run(c *cobra.Command, o *options, command []string) error {
 		return errors.Join(err, ignoreMissing(cl.Stop(stop, f.name, 0)))
 	}
 	if f.detach {
+		if err := f.awaitPassing(c.Context(), cl); err != nil {
+			return err
+		}
 		return o.show(c.OutOrStdout(), a.Endpoint, func(w io.Writer) error {
 			_, err := fmt.Fprintf(w, "%s: %s\n", a.Endpoint.Workload, addrs(a.Endpoint.Addrs))
 			return err
 		})
 	}
 	return waitWorkload(s)
+}
+
+// awaitPassing waits until the workload's instance passes, if it was asked to.
+func (f *runFlags) awaitPassing(ctx context.Context, cl *api.Client) error {
+	if f.wait <= 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.wait)
+	defer cancel()
+	if err := cl.AwaitPassing(ctx, f.service, f.name); err != nil {
+		return fmt.Errorf("%s runs, but its check did not pass within %s: %w; 'fairlead service inspect %s' shows it", f.name, f.wait, err, f.service)
+	}
+	return nil
 }
 
 // startWorkload starts the supervisor. A workload of that name that ended and
@@ -215,6 +233,9 @@ func (f *runFlags) spec() (api.WorkloadSpec, error) {
 		if !strings.Contains(e, "=") {
 			return w, usagef("--env %q: want KEY=VALUE", e)
 		}
+	}
+	if f.wait > 0 && (!f.detach || f.service == "") {
+		return w, usagef("--wait is about the check of a --service that runs with --detach")
 	}
 	if f.service == "" {
 		if f.port != 0 || len(f.tags) > 0 || f.checkHTTP != "" || f.checkTCP {
