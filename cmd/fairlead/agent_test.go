@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -67,9 +68,11 @@ func (a *agent) serve(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	asked := r.Method + " " + r.URL.RequestURI()
 	if len(body) > 0 {
-		asked += " " + strconv.Quote(string(body))
-		if json.Valid(body) {
-			asked = r.Method + " " + r.URL.RequestURI() + " " + strings.TrimSpace(string(body))
+		var short bytes.Buffer
+		if json.Compact(&short, body) == nil {
+			asked += " " + short.String()
+		} else {
+			asked += " " + strconv.Quote(string(body))
 		}
 	}
 	a.mu.Lock()
@@ -120,9 +123,9 @@ func fixed(w http.ResponseWriter, path string) {
 		Instances: []api.InstanceInfo{
 			{
 				ID: "web-1", Node: "host-1", Address: "10.210.0.2", Port: 80, Status: "passing", Tags: []string{"v1"}, Meta: map[string]string{"b": "2", "a": "1"},
-				Checks: []api.CheckInfo{{ID: "service:web-1", Name: "web", Status: "passing", Output: "HTTP GET http://10.210.0.2:80/: 200 OK Output: \x1b[31mhello\n\nworld\n"}},
+				Checks: []api.CheckInfo{{ID: "serfHealth", Status: "passing", Output: "Agent alive and reachable"}, {ID: "service:web-1", Name: "web", Status: "passing", Output: "HTTP GET http://10.210.0.2:80/: 200 OK Output: \x1b[31mhello\n\nworld\n"}},
 			},
-			{ID: "web-2", Node: "host-2", Address: "fd00::2", Port: 80, Status: "critical", Tags: []string{}},
+			{ID: "web-2", Node: "host-2", Address: "fd00::2", Port: 80, Status: "critical", Tags: []string{}, Checks: []api.CheckInfo{{ID: "service:web-2", Status: "critical", Output: strings.Repeat("long ", 60)}}},
 		},
 	}
 	answers := map[string]any{

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -176,6 +177,7 @@ func describeNetwork(w io.Writer, n api.Network) error {
 	}
 	p.line("")
 	t := &table{head: []string{"WORKLOAD", "ADDRESSES", "MAC", "INTERFACE", "PORTS"}}
+	slices.SortStableFunc(n.Endpoints, func(a, b api.Endpoint) int { return strings.Compare(a.Workload, b.Workload) })
 	for _, e := range n.Endpoints {
 		t.add(e.Workload, addrs(e.Addrs), orDash(e.MAC), e.HostIf, orDash(ports(e.Ports)))
 	}

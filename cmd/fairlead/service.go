@@ -98,7 +98,10 @@ func describeService(w io.Writer, s api.ServiceInfo) error {
 		instances.add(i.ID, i.Node, net.JoinHostPort(i.Address, strconv.Itoa(i.Port)), i.Status,
 			orDash(strings.Join(i.Tags, ", ")), orDash(pairs(i.Meta)))
 		for _, k := range i.Checks {
-			checks.add(k.ID, i.ID, k.Status, orDash(k.Output))
+			if k.ID == nodeCheck && k.Status == "passing" {
+				continue // it is the same for every instance of a node that lives
+			}
+			checks.add(k.ID, i.ID, k.Status, orDash(shortened(k.Output)))
 		}
 	}
 	if err := instances.write(w); err != nil || len(checks.rows) == 0 {
@@ -109,6 +112,21 @@ func describeService(w io.Writer, s api.ServiceInfo) error {
 		return p.err
 	}
 	return checks.write(w)
+}
+
+// nodeCheck is the id of the check that says whether an instance's node lives.
+const nodeCheck = "serfHealth"
+
+// longestOutput is how much of a check's output fits into a table, in
+// characters; -o json has all of it.
+const longestOutput = 120
+
+func shortened(s string) string {
+	s = plain(s)
+	if r := []rune(s); len(r) > longestOutput {
+		return string(r[:longestOutput]) + "…"
+	}
+	return s
 }
 
 func serviceDeregister(o *options) *cobra.Command {
