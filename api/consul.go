@@ -44,10 +44,10 @@ func (c *Client) Deregister(ctx context.Context, id string) error {
 	return err
 }
 
-// AwaitPassing waits until an instance of a service passes its checks. Its error
-// says in which state the instance was when ctx ended.
+// AwaitPassing waits until an instance of a service passes its checks; without
+// any it does. Its error says in which state a check was when ctx ended.
 func (c *Client) AwaitPassing(ctx context.Context, service, instance string) error {
-	seen := errors.New("it is not in the catalogue")
+	seen := errors.New("no agent answered")
 	for index := uint64(0); ; {
 		q := url.Values{"index": {strconv.FormatUint(index, 10)}, "wait": {"30s"}}
 		b, h, err := c.DoHeader(ctx, http.MethodGet, "/v1/health/checks/"+url.PathEscape(service)+"?"+q.Encode(), nil)

@@ -3,6 +3,7 @@ package health
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -131,10 +132,17 @@ func (c *check) outcome(status model.Status, output string) {
 // report passes an outcome on; c.mu is held.
 func (c *check) report(status model.Status, output string) {
 	if status != c.shown {
-		c.log.Info("check changed", "check", c.spec.ID, "service", c.spec.ServiceID, "from", c.shown, "to", status, "output", output)
+		c.log.Info("check changed", "check", c.spec.ID, "service", c.spec.ServiceID, "from", c.shown, "to", status, "output", firstLine(output))
 		c.shown = status
 	}
 	c.rep.Report(c.spec.ID, status, output)
+}
+
+// firstLine is what a log shows of an output, which may be a whole page.
+func firstLine(output string) string {
+	const most = 200 // bytes
+	line, _, _ := strings.Cut(output, "\n")
+	return strings.ToValidUTF8(line[:min(len(line), most)], "")
 }
 
 // countDown reports when the TTL runs out, until ctx ends.
