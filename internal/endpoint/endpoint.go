@@ -19,6 +19,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -69,6 +70,8 @@ type Driver interface {
 	RemoveNetwork(ctx context.Context, name model.NetworkName) error
 	Attach(ctx context.Context, p netdrv.Plug) (netdrv.Plugged, error)
 	Detach(ctx context.Context, e model.Endpoint) error
+	// Prune removes the interfaces of ours that keep does not want.
+	Prune(ctx context.Context, keep func(link string) bool) ([]string, error)
 	SetRules(ctx context.Context, r netdrv.Rules) error
 	HoldPort(proto model.Protocol, port uint16) (io.Closer, error)
 	Claims(ctx context.Context) ([]ipam.Claim, error)
@@ -78,14 +81,14 @@ type Driver interface {
 
 // Path is the eBPF data path.
 type Path interface {
+	ScopeMap
 	// AttachVeth puts the program on a host-side interface.
 	AttachVeth(v datapath.Veth) error
+	DetachVeth(ifindex int) error
+	Veths() ([]datapath.Veth, error)
 	SetEndpoint(e datapath.NetEndpoint) error
 	DeleteEndpoint(network uint32, addr netip.Addr) error
 	Endpoints() ([]datapath.NetEndpoint, error)
-	SetScope(cookie uint64, s datapath.Scope) error
-	DeleteScope(cookie uint64) error
-	Scopes() (map[uint64]datapath.Scope, error)
 }
 
 // Resolver answers names at the networks' gateways.
@@ -113,23 +116,26 @@ type Config struct {
 type Set struct {
 	cfg    Config
 	log    *slog.Logger
-	locks  keyed
+	locks  keyed[model.EndpointID]  // taken before bridges
+	bridge keyed[model.NetworkName] // for work on a network's bridge and resolver
+	choose keyed[struct{}]          // from choosing a subnet until it is recorded
 	scopes *scopes
 
 	mu       sync.Mutex // guards following
 	attached map[model.EndpointID]*place
-	networks map[model.NetworkName]*bridged
+	networks map[model.NetworkName]bridged
 	problems map[string]string
+	// waiting are recorded endpoints that could not be found again so far. What the
+	// packet filter does for them stays.
+	waiting map[model.EndpointID]model.Endpoint
+	// found: everything recorded has been looked for. Before that, rules of what
+	// was found so far would cut off the rest.
+	found bool
 
-	// rulesMu is held while the driver takes rules, so that the last ones it
-	// took are the newest; it guards following. Taken before mu.
-	rulesMu   sync.Mutex
-	lastRules netdrv.Rules
-	rulesSet  bool
-	// adopting is set while the first round of Run goes through what a
-	// predecessor left. Its rules stay until all of it is known: the rules of a
-	// part would close the published ports of the rest for a moment.
-	adopting bool
+	// ruling is held while the driver takes rules, so that the last ones it took
+	// are the newest; it guards following. Taken before mu.
+	ruling    sync.Mutex
+	lastRules *netdrv.Rules
 }
 
 // place is one endpoint as it stands in the kernel.
@@ -137,12 +143,15 @@ type place struct {
 	endpoint model.Endpoint
 	plugged  netdrv.Plugged
 	held     map[portKey]io.Closer
+	complete bool            // everything of it stands
+	record   *model.Endpoint // known to say the same as endpoint; may be nil
 }
 
 // bridged is one network as it stands in the kernel.
 type bridged struct {
 	network   model.Network
 	listening []netip.AddrPort
+	complete  bool
 }
 
 type portKey struct {
@@ -157,8 +166,9 @@ func New(cfg Config) *Set {
 		log:      cfg.Log,
 		scopes:   newScopes(cfg.Path, cfg.HostCookie),
 		attached: map[model.EndpointID]*place{},
-		networks: map[model.NetworkName]*bridged{},
+		networks: map[model.NetworkName]bridged{},
 		problems: map[string]string{},
+		waiting:  map[model.EndpointID]model.Endpoint{},
 	}
 }
 
@@ -185,46 +195,69 @@ func (s *Set) Attach(ctx context.Context, r model.Endpoint, want []netip.Addr) (
 	if err != nil {
 		return model.Endpoint{}, err
 	}
-	if e.NSID, err = s.cfg.Driver.Identity(e.NetNS); err != nil {
-		return model.Endpoint{}, fmt.Errorf("attach %s: %w", r.Workload, err)
+	e, err = s.attach(ctx, e, want)
+	if err != nil {
+		return model.Endpoint{}, fmt.Errorf("attach %s to network %s: %w", r.Workload, r.Network, err)
 	}
-	unlock := s.locks.lock(e.ID)
-	defer unlock()
+	return e, nil
+}
 
+func (s *Set) attach(ctx context.Context, e model.Endpoint, want []netip.Addr) (_ model.Endpoint, err error) {
+	unlock, err := s.locks.lock(ctx, e.ID)
+	if err != nil {
+		return e, err
+	}
+	defer unlock()
+	if e.NSID, err = s.cfg.Driver.Identity(e.NetNS); err != nil {
+		return e, err
+	}
 	snap := s.cfg.State.Snapshot()
-	n, _ := snap.Network(r.Network)
+	n, _ := snap.Network(e.Network)
 	if n == nil {
-		return model.Endpoint{}, fmt.Errorf("network %q: %w; 'fairlead network ls' lists them, 'fairlead network create %s' makes it", r.Network, ErrNoNetwork, r.Network)
+		return e, fmt.Errorf("%w; 'fairlead network ls' lists them, 'fairlead network create %s' makes it", ErrNoNetwork, e.Network)
 	}
 	if err := s.usable(n); err != nil {
-		return model.Endpoint{}, err
+		return e, err
 	}
 	before, _ := snap.Endpoint(e.ID)
 	if before != nil && before.NSID != e.NSID {
-		alive, err := s.alive(before)
-		if err != nil {
-			return model.Endpoint{}, fmt.Errorf("attach %s to %s: %w", r.Workload, r.Network, err)
-		}
-		if alive {
-			return model.Endpoint{}, fmt.Errorf("attach %s to %s: %w (%s); stop that one or choose another name", r.Workload, r.Network, ErrAttached, before.NetNS)
+		if err := s.succeed(ctx, before, want); err != nil {
+			return e, err
 		}
 	}
 	held, err := s.holdPorts(e)
 	if err != nil {
-		return model.Endpoint{}, err
+		return e, err
 	}
-	e, err = s.record(ctx, e, want)
-	if err != nil {
+	asked := e
+	if e, err = s.record(ctx, e, want); err != nil {
 		closeAll(held)
-		return model.Endpoint{}, fmt.Errorf("attach %s to %s: %w", r.Workload, r.Network, err)
+	} else {
+		err = s.plug(ctx, *n, e, held)
 	}
-	if err := s.plug(ctx, *n, e, held); err != nil {
-		if before == nil {
-			s.undo(ctx, e)
+	// After an error it may have been recorded all the same.
+	if err != nil && (before == nil || before.NSID != asked.NSID) {
+		s.undo(ctx, asked)
+	}
+	return e, err
+}
+
+// succeed lets an endpoint begin a new life in another namespace, once the one of
+// its last life is gone. It keeps its addresses unless others are wanted.
+func (s *Set) succeed(ctx context.Context, before *model.Endpoint, want []netip.Addr) error {
+	alive, err := s.alive(before)
+	if err != nil {
+		return err
+	}
+	if alive {
+		return fmt.Errorf("%w (%s); stop that one or choose another name", ErrAttached, before.NetNS)
+	}
+	for _, a := range want {
+		if !slices.Contains(before.Addrs, a) {
+			return s.remove(ctx, *before)
 		}
-		return model.Endpoint{}, fmt.Errorf("attach %s to %s: %w", r.Workload, r.Network, err)
 	}
-	return e, nil
+	return nil
 }
 
 // record writes the endpoint down: a new one with leased addresses, one that is
@@ -234,7 +267,7 @@ func (s *Set) record(ctx context.Context, e model.Endpoint, want []netip.Addr) (
 	if err != nil || same(now, e) {
 		return now, err
 	}
-	e.Addrs = now.Addrs
+	e.Addrs, e.MAC = now.Addrs, now.MAC
 	_, err = s.cfg.Registry.UpdateEndpoint(ctx, e)
 	return e, err
 }
@@ -243,6 +276,7 @@ func (s *Set) record(ctx context.Context, e model.Endpoint, want []netip.Addr) (
 func same(recorded, asked model.Endpoint) bool {
 	recorded.Stamp, asked.Stamp = model.Stamp{}, model.Stamp{}
 	recorded.Addrs, asked.Addrs = nil, nil
+	recorded.MAC, asked.MAC = "", ""
 	return reflect.DeepEqual(recorded, asked)
 }
 
@@ -268,14 +302,19 @@ func (s *Set) draft(r model.Endpoint) (model.Endpoint, error) {
 			return model.Endpoint{}, fmt.Errorf("alias %q: %w: want 1 to 63 letters, digits and inner hyphens", a, ErrName)
 		}
 	}
+	if !filepath.IsAbs(r.NetNS) {
+		return model.Endpoint{}, fmt.Errorf("network namespace %q: %w: want its absolute path", r.NetNS, netdrv.ErrNoNamespace)
+	}
 	ports, err := checkPorts(r.Ports)
 	if err != nil {
 		return model.Endpoint{}, err
 	}
+	var aliases []string // nil if there are none, as in a record
+	aliases = append(aliases, r.Aliases...)
 	id := ID(s.cfg.Node, r.Workload, r.Network)
 	return model.Endpoint{
 		ID: id, Workload: r.Workload, Network: r.Network, Node: s.cfg.Node,
-		Aliases: r.Aliases, Ports: ports, NetNS: r.NetNS,
+		Aliases: aliases, Ports: ports, NetNS: r.NetNS,
 		HostIf: netdrv.HostIf(id),
 		Stamp:  model.Stamp{Owner: model.NodeOwner(s.cfg.Node)},
 	}, nil
@@ -283,10 +322,10 @@ func (s *Set) draft(r model.Endpoint) (model.Endpoint, error) {
 
 func (s *Set) usable(n *model.Network) error {
 	if n.Driver != model.DriverBridge {
-		return fmt.Errorf("network %q has driver %q: %w", n.Name, n.Driver, ErrDriver)
+		return fmt.Errorf("%w (%q)", ErrDriver, n.Driver)
 	}
 	if n.Node != s.cfg.Node {
-		return fmt.Errorf("network %q is on node %q: %w", n.Name, n.Node, ErrOtherNode)
+		return fmt.Errorf("%w (%q)", ErrOtherNode, n.Node)
 	}
 	return nil
 }
@@ -296,12 +335,17 @@ func (s *Set) usable(n *model.Network) error {
 func (s *Set) undo(ctx context.Context, e model.Endpoint) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
-	if err := s.unplug(ctx, e); err != nil {
+	if err := s.remove(ctx, e); err != nil {
 		s.log.Warn("undo attach", "endpoint", e.ID, "error", err)
 	}
-	if _, err := s.cfg.Registry.DeleteEndpoint(ctx, e.ID); err != nil {
-		s.log.Warn("undo attach", "endpoint", e.ID, "error", err)
-	}
+}
+
+// remove takes an endpoint out of the kernel and out of the catalogue. The caller
+// holds the endpoint's lock.
+func (s *Set) remove(ctx context.Context, e model.Endpoint) error {
+	err := s.unplug(ctx, e)
+	_, derr := s.cfg.Registry.DeleteEndpoint(ctx, e.ID)
+	return errors.Join(err, derr)
 }
 
 // Detach takes a workload out of a network: ports, maps, interface, record and
@@ -309,7 +353,10 @@ func (s *Set) undo(ctx context.Context, e model.Endpoint) {
 func (s *Set) Detach(ctx context.Context, id model.EndpointID) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	unlock := s.locks.lock(id)
+	unlock, err := s.locks.lock(ctx, id)
+	if err != nil {
+		return fmt.Errorf("detach endpoint %s: %w", id, err)
+	}
 	defer unlock()
 	e, _ := s.cfg.State.Snapshot().Endpoint(id)
 	if e == nil {
@@ -318,68 +365,8 @@ func (s *Set) Detach(ctx context.Context, id model.EndpointID) error {
 	if e.Node != s.cfg.Node {
 		return fmt.Errorf("endpoint %s is on node %q: %w", id, e.Node, ErrNotThisNode)
 	}
-	err := s.unplug(ctx, *e)
-	if _, derr := s.cfg.Registry.DeleteEndpoint(ctx, id); derr != nil {
-		err = errors.Join(err, derr)
-	}
-	if err != nil {
-		return fmt.Errorf("detach %s from %s: %w", e.Workload, e.Network, err)
+	if err := s.remove(ctx, *e); err != nil {
+		return fmt.Errorf("detach %s from network %s: %w", e.Workload, e.Network, err)
 	}
 	return nil
-}
-
-// Problems lists what does not stand as the catalogue wants it, sorted.
-func (s *Set) Problems() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var all []string
-	for what, why := range s.problems {
-		all = append(all, what+": "+why)
-	}
-	slices.Sort(all)
-	return all
-}
-
-func (s *Set) problem(what string, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err == nil {
-		delete(s.problems, what)
-		return
-	}
-	s.problems[what] = err.Error()
-}
-
-// keyed is one lock per endpoint; a lock that nobody holds takes no memory.
-type keyed struct {
-	mu   sync.Mutex // guards following
-	held map[model.EndpointID]*lockEntry
-}
-
-type lockEntry struct {
-	mu    sync.Mutex
-	users int // guarded by keyed.mu
-}
-
-func (k *keyed) lock(id model.EndpointID) (unlock func()) {
-	k.mu.Lock()
-	if k.held == nil {
-		k.held = map[model.EndpointID]*lockEntry{}
-	}
-	l := k.held[id]
-	if l == nil {
-		l = &lockEntry{}
-		k.held[id] = l
-	}
-	l.users++
-	k.mu.Unlock()
-	l.mu.Lock()
-	return func() {
-		l.mu.Unlock()
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(k.held, id)
-		}
-	}
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
+	"slices"
 
 	"github.com/fairlead-net/fairlead/internal/ipam"
 	"github.com/fairlead-net/fairlead/internal/model"
@@ -29,22 +31,42 @@ const (
 func (s *Set) CreateNetwork(ctx context.Context, n model.Network) (model.Network, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	n, err := s.draftNetwork(ctx, n)
+	n, err := s.recordNetwork(ctx, n)
 	if err != nil {
 		return model.Network{}, err
 	}
+	if err = s.ensureNetwork(ctx, n.Name, true); err == nil {
+		err = s.applyRules(ctx)
+	}
+	if err == nil {
+		return n, nil
+	}
+	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	if _, derr := s.cfg.Registry.DeleteNetwork(ctx, n.Name); derr != nil {
+		err = errors.Join(err, fmt.Errorf("take the record back: %w", derr))
+	}
+	if derr := s.dropNetwork(ctx, n.Name); derr != nil {
+		s.log.Warn("undo network", "network", n.Name, "error", derr) // Run tries again
+	}
+	return model.Network{}, fmt.Errorf("create network %s: %w", n.Name, err)
+}
+
+// recordNetwork completes a network and writes it down. Two at once could not
+// choose the same subnet, but one of them would fail for no reason of its own.
+func (s *Set) recordNetwork(ctx context.Context, n model.Network) (model.Network, error) {
+	unlock, err := s.choose.lock(ctx, struct{}{})
+	if err != nil {
+		return n, fmt.Errorf("create network %s: %w", n.Name, err)
+	}
+	defer unlock()
+	if n, err = s.draftNetwork(ctx, n); err != nil {
+		return n, err
+	}
 	if _, err := s.cfg.Registry.CreateNetwork(ctx, n); err != nil {
-		return model.Network{}, fmt.Errorf("create network %s: %w", n.Name, err)
+		return n, fmt.Errorf("create network %s: %w", n.Name, err)
 	}
-	if err := s.ensureNetwork(ctx, n, true); err != nil {
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
-		defer cancel()
-		if _, derr := s.cfg.Registry.DeleteNetwork(undo, n.Name); derr != nil {
-			err = errors.Join(err, fmt.Errorf("take the record back: %w", derr))
-		}
-		return model.Network{}, fmt.Errorf("create network %s: %w", n.Name, err)
-	}
-	return n, s.applyRules(ctx)
+	return n, nil
 }
 
 // RemoveNetwork removes a network that has no endpoints, with its bridge.
@@ -56,12 +78,100 @@ func (s *Set) RemoveNetwork(ctx context.Context, name model.NetworkName) error {
 		return fmt.Errorf("network %q: %w", name, ErrNoNetwork)
 	}
 	if err := s.usable(n); err != nil {
-		return err
+		return fmt.Errorf("network %q: %w", name, err)
 	}
 	if _, err := s.cfg.Registry.DeleteNetwork(ctx, name); err != nil {
 		return fmt.Errorf("remove network %s: %w", name, err)
 	}
 	return s.dropNetwork(ctx, name)
+}
+
+// here reports whether a network's bridge belongs on this host.
+func (s *Set) here(n *model.Network) bool {
+	return n.Node == s.cfg.Node && n.Driver == model.DriverBridge
+}
+
+// ensureNetwork makes a recorded network's bridge and the resolver's listeners.
+// Unless it is full it relies on what it made before. A network that is recorded
+// no more gives ErrNoNetwork.
+func (s *Set) ensureNetwork(ctx context.Context, name model.NetworkName, full bool) error {
+	unlock, err := s.bridge.lock(ctx, name)
+	if err != nil {
+		return fmt.Errorf("network %s: %w", name, err)
+	}
+	defer unlock()
+	record, _ := s.cfg.State.Snapshot().Network(name)
+	if record == nil || !s.here(record) {
+		return fmt.Errorf("network %s: %w", name, ErrNoNetwork)
+	}
+	n := *record
+	n.Stamp = model.Stamp{}
+	s.mu.Lock()
+	b, known := s.networks[name]
+	s.mu.Unlock()
+	if b.complete && !full && reflect.DeepEqual(b.network, n) {
+		return nil
+	}
+	b.network, b.complete = n, false
+	s.mu.Lock()
+	s.networks[name] = b
+	s.mu.Unlock()
+	if err := s.cfg.Driver.EnsureNetwork(ctx, n); err != nil {
+		return err
+	}
+	if !known {
+		s.scopes.touch()
+	}
+	var failed error
+	var listening []netip.AddrPort
+	for _, p := range n.Pools {
+		at := netip.AddrPortFrom(p.Gateway, dnsPort)
+		if !slices.Contains(b.listening, at) {
+			if err := s.cfg.Resolver.Listen(ctx, at); err != nil {
+				failed = errors.Join(failed, fmt.Errorf("answer names at %s: %w", at, err))
+				continue
+			}
+		}
+		listening = append(listening, at)
+	}
+	b.listening, b.complete = listening, failed == nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.networks[name] = b
+	return failed
+}
+
+// dropNetwork stops a network's resolver and removes its bridge, unless it is
+// recorded again.
+func (s *Set) dropNetwork(ctx context.Context, name model.NetworkName) error {
+	unlock, err := s.bridge.lock(ctx, name)
+	if err != nil {
+		return fmt.Errorf("remove network %s: %w", name, err)
+	}
+	defer unlock()
+	if n, _ := s.cfg.State.Snapshot().Network(name); n != nil && s.here(n) {
+		return nil
+	}
+	s.mu.Lock()
+	b := s.networks[name]
+	s.mu.Unlock()
+	for _, at := range b.listening {
+		s.cfg.Resolver.Unlisten(at)
+	}
+	err = s.cfg.Driver.RemoveNetwork(ctx, name)
+	s.mu.Lock()
+	if err != nil {
+		s.networks[name] = bridged{network: b.network} // for Run to try again
+	} else {
+		delete(s.networks, name)
+		delete(s.problems, problemOfNetwork(name))
+	}
+	s.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("remove network %s: %w", name, err)
+	}
+	s.scopes.touch()
+	return s.applyRules(ctx)
 }
 
 // draftNetwork fills in what the asker left open and refuses what cannot be.

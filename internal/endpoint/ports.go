@@ -44,13 +44,11 @@ func (s *Set) holdPorts(e model.Endpoint) (map[portKey]io.Closer, error) {
 			return nil, err
 		}
 	}
-	s.mu.Lock()
-	had := s.attached[e.ID]
-	s.mu.Unlock()
+	has := s.holds(e.ID)
 	held := map[portKey]io.Closer{}
 	for _, p := range e.Ports {
 		k := portKey{p.Proto, p.HostPort}
-		if had != nil && had.held[k] != nil {
+		if has[k] {
 			continue
 		}
 		c, err := s.cfg.Driver.HoldPort(p.Proto, p.HostPort)
@@ -61,6 +59,19 @@ func (s *Set) holdPorts(e model.Endpoint) (map[portKey]io.Closer, error) {
 		held[k] = c
 	}
 	return held, nil
+}
+
+// holds lists the ports that an endpoint holds.
+func (s *Set) holds(id model.EndpointID) map[portKey]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	has := map[portKey]bool{}
+	if p := s.attached[id]; p != nil {
+		for k := range p.held {
+			has[k] = true
+		}
+	}
+	return has
 }
 
 // portFree refuses a port that another endpoint of this node publishes.

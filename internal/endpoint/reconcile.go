@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -32,108 +34,124 @@ func (s *Set) Run(ctx context.Context, ready func()) error {
 	case <-ctx.Done():
 		return nil
 	}
-	if err := s.scopes.start(); err != nil {
-		return err
-	}
 	defer s.release()
-	s.setAdopting(true)
 	backoff := task.Backoff{Min: 100 * time.Millisecond, Max: 10 * time.Second}
-	full := true
+	resyncs := time.NewTimer(task.Jitter(resync))
+	defer resyncs.Stop()
+	r := round{full: true, sync: true, prune: true}
 	for first := true; ; first = false {
-		snap := s.cfg.State.Snapshot()
-		_, networks := snap.Networks()
-		_, endpoints := snap.Endpoints()
-		err := s.reconcile(ctx, snap, full)
-		wait := task.Jitter(resync)
-		if err != nil {
-			s.log.Warn("reconcile endpoints", "index", snap.Index(), "error", err)
-			wait = backoff.Next()
+		r.snap = s.cfg.State.Snapshot()
+		_, networks := r.snap.Networks()
+		_, endpoints := r.snap.Endpoints()
+		var retry <-chan time.Time
+		if err := s.reconcile(ctx, &r); err != nil {
+			s.log.Warn("reconcile endpoints", "index", r.snap.Index(), "error", err)
+			retry = time.After(backoff.Next())
 		} else {
 			backoff.Reset()
 		}
+		r.full = false
 		if first {
 			ready()
 		}
-		full = false
-		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
-			t.Stop()
 			return nil
 		case <-networks.Changed:
 		case <-endpoints.Changed:
-		case <-t.C:
-			full = true
+		case <-retry:
+		case <-resyncs.C:
+			r.full, r.sync, r.prune = true, true, true
+			resyncs.Reset(task.Jitter(resync))
 		}
-		t.Stop()
 	}
 }
 
-// Scopes lists the scopes of this node's workloads, sorted by number, and the
-// host's own; the channel closes when the list may have changed.
-func (s *Set) Scopes() ([]Scope, <-chan struct{}) {
-	all, changed := s.scopes.inUse()
-	host := Scope{ID: 1, Host: true}
-	s.mu.Lock()
-	for name := range s.networks {
-		host.Networks = append(host.Networks, name)
-	}
-	s.mu.Unlock()
-	slices.Sort(host.Networks)
-	return append([]Scope{host}, all...), changed
+// round is what one reconcile has to do.
+type round struct {
+	snap *state.Snapshot
+	// full: what was brought about before is not taken to be still there.
+	full bool
+	// sync: the scopes are to be compared with the data path's.
+	sync bool
+	// prune: what nobody accounts for is due to be removed. It is left for a later
+	// round while anything is in doubt.
+	prune bool
 }
 
-// Namespaces lists the paths of the attached workloads' network namespaces.
-func (s *Set) Namespaces() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var all []string
-	for _, p := range s.attached {
-		all = append(all, p.endpoint.NetNS)
-	}
-	slices.Sort(all)
-	return slices.Compact(all)
-}
-
-// reconcile goes through the catalogue once and joins what went wrong. Unless it
-// is full, what was brought about before is taken to be still there. Nothing is
-// pruned from the data path while anything is in doubt.
-func (s *Set) reconcile(ctx context.Context, snap *state.Snapshot, full bool) error {
+// reconcile goes through the catalogue once and joins what went wrong.
+func (s *Set) reconcile(ctx context.Context, r *round) error {
 	var errs []error
-	wanted := map[model.NetworkName]bool{}
-	networks, _ := snap.Networks()
+	wanted, recorded, known := map[model.NetworkName]bool{}, map[model.EndpointID]bool{}, map[string]bool{}
+	networks, _ := r.snap.Networks()
 	for _, n := range networks {
-		if n.Node != s.cfg.Node || n.Driver != model.DriverBridge {
+		if !s.here(n) {
 			continue
 		}
-		wanted[n.Name] = true
-		err := s.ensureNetwork(ctx, *n, full)
-		s.problem("network "+string(n.Name), err)
+		what := problemOfNetwork(n.Name)
+		wanted[n.Name], known[what] = true, true
+		err := s.ensureNetwork(ctx, n.Name, r.full)
+		if errors.Is(err, ErrNoNetwork) {
+			err = nil // removed since; the next round knows
+		}
+		s.problem(what, err)
 		errs = append(errs, err)
 	}
-	endpoints, _ := snap.Endpoints()
-	here := map[model.EndpointID]bool{}
+	endpoints, _ := r.snap.Endpoints()
 	for _, e := range endpoints {
 		if e.Node != s.cfg.Node {
 			continue
 		}
-		here[e.ID] = true
-		if !full && s.stands(e) {
+		what := problemOf(e)
+		recorded[e.ID], known[what] = true, true
+		if !r.full && s.stands(e) {
 			continue
 		}
-		err := s.restore(ctx, e.ID)
-		s.problem("endpoint "+string(e.ID), err)
+		err := s.restore(ctx, e.ID, r.full)
+		if err != nil {
+			s.await(*e)
+		}
+		s.problem(what, err)
 		errs = append(errs, err)
 	}
-	for _, e := range s.strays(here) {
+	for _, e := range s.strays(recorded) {
 		errs = append(errs, s.collect(ctx, e))
 	}
-	s.setAdopting(false)
-	errs = append(errs, s.dropNetworks(ctx, wanted), s.applyRules(ctx))
-	if err := errors.Join(errs...); err != nil {
+	for _, name := range s.leftNetworks(wanted) {
+		errs = append(errs, s.dropNetwork(ctx, name))
+	}
+	s.looked(recorded, known)
+	errs = append(errs, s.applyRules(ctx))
+	if r.sync {
+		err := s.scopes.sync(false)
+		r.sync = err != nil
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil || !r.prune {
 		return err
 	}
-	return errors.Join(s.pruneMaps(), s.scopes.prune())
+	err := s.prune(ctx)
+	r.prune = err != nil
+	return err
+}
+
+// await keeps the rules of an endpoint that was not found.
+func (s *Set) await(e model.Endpoint) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.attached[e.ID] == nil {
+		s.waiting[e.ID] = e
+	}
+}
+
+// looked notes that everything recorded has been looked for, and forgets what is
+// recorded no more.
+func (s *Set) looked(recorded map[model.EndpointID]bool, problems map[string]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.found = true
+	maps.DeleteFunc(s.waiting, func(id model.EndpointID, _ model.Endpoint) bool { return !recorded[id] })
+	maps.DeleteFunc(s.problems, func(what, _ string) bool { return !problems[what] })
 }
 
 // stands reports whether an endpoint was brought about as it is recorded.
@@ -141,34 +159,42 @@ func (s *Set) stands(e *model.Endpoint) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.attached[e.ID]
-	if p == nil || s.problems["endpoint "+string(e.ID)] != "" {
+	if p == nil || !p.complete {
 		return false
+	}
+	if p.record == e {
+		return true
 	}
 	a, b := p.endpoint, *e
 	a.Stamp, b.Stamp = model.Stamp{}, model.Stamp{}
-	return reflect.DeepEqual(a, b)
+	if !reflect.DeepEqual(a, b) {
+		return false
+	}
+	p.record = e
+	return true
 }
 
 // restore plugs a recorded endpoint, or collects it if its namespace is gone.
-func (s *Set) restore(ctx context.Context, id model.EndpointID) error {
-	unlock := s.locks.lock(id)
+func (s *Set) restore(ctx context.Context, id model.EndpointID, full bool) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	unlock, err := s.locks.lock(ctx, id)
+	if err != nil {
+		return err
+	}
 	defer unlock()
 	snap := s.cfg.State.Snapshot()
 	e, _ := snap.Endpoint(id)
-	if e == nil {
-		return nil
+	if e == nil || !full && s.stands(e) {
+		return nil // somebody else was faster
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
 	alive, err := s.alive(e)
 	if err != nil {
 		return err
 	}
 	if !alive {
 		s.log.Info("collect endpoint of a vanished namespace", "endpoint", id, "network", e.Network)
-		err := s.unplug(ctx, *e)
-		_, derr := s.cfg.Registry.DeleteEndpoint(ctx, id)
-		return errors.Join(err, derr)
+		return s.remove(ctx, *e)
 	}
 	n, _ := snap.Network(e.Network)
 	if n == nil {
@@ -178,20 +204,18 @@ func (s *Set) restore(ctx context.Context, id model.EndpointID) error {
 	if err != nil {
 		// Somebody took the port while no agent held it. The rules stay, so that
 		// what worked goes on working, and the operator is told.
-		s.log.Warn("hold published ports", "endpoint", id, "error", err)
-		perr := s.plug(ctx, *n, *e, nil)
-		return errors.Join(err, perr)
+		return errors.Join(err, s.plug(ctx, *n, *e, nil))
 	}
 	return s.plug(ctx, *n, *e, held)
 }
 
 // strays lists what is attached here though it is recorded no more.
-func (s *Set) strays(here map[model.EndpointID]bool) []model.Endpoint {
+func (s *Set) strays(recorded map[model.EndpointID]bool) []model.Endpoint {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []model.Endpoint
 	for id, p := range s.attached {
-		if !here[id] {
+		if !recorded[id] {
 			all = append(all, p.endpoint)
 		}
 	}
@@ -200,155 +224,118 @@ func (s *Set) strays(here map[model.EndpointID]bool) []model.Endpoint {
 
 // collect unplugs a stray, unless an Attach has recorded it in the meantime.
 func (s *Set) collect(ctx context.Context, e model.Endpoint) error {
-	unlock := s.locks.lock(e.ID)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	unlock, err := s.locks.lock(ctx, e.ID)
+	if err != nil {
+		return err
+	}
 	defer unlock()
 	if now, _ := s.cfg.State.Snapshot().Endpoint(e.ID); now != nil {
+		return nil
+	}
+	s.mu.Lock()
+	_, still := s.attached[e.ID]
+	s.mu.Unlock()
+	if !still {
 		return nil
 	}
 	s.log.Info("collect endpoint without a record", "endpoint", e.ID, "network", e.Network)
 	return s.unplug(ctx, e)
 }
 
-// ensureNetwork makes the bridge and the resolver's listeners. Unless it is full
-// it relies on what it made before.
-func (s *Set) ensureNetwork(ctx context.Context, n model.Network, full bool) error {
-	n.Stamp = model.Stamp{}
+// leftNetworks lists networks that stand here though they are recorded no more.
+func (s *Set) leftNetworks(wanted map[model.NetworkName]bool) []model.NetworkName {
 	s.mu.Lock()
-	b := s.networks[n.Name]
-	known := b != nil && reflect.DeepEqual(b.network, n) && len(b.listening) == len(n.Pools)
-	s.mu.Unlock()
-	if known && !full {
-		return nil
-	}
-	if err := s.cfg.Driver.EnsureNetwork(ctx, n); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	b = s.networks[n.Name]
-	fresh := b == nil
-	if fresh {
-		b = &bridged{}
-		s.networks[n.Name] = b
-	}
-	b.network = n
-	listening := slices.Clone(b.listening)
-	s.mu.Unlock()
-	if fresh {
-		s.scopes.touch()
-	}
-	for _, p := range n.Pools {
-		at := netip.AddrPortFrom(p.Gateway, dnsPort)
-		if slices.Contains(listening, at) {
-			continue
-		}
-		if err := s.cfg.Resolver.Listen(ctx, at); err != nil {
-			return fmt.Errorf("answer names at %s: %w", at, err)
-		}
-		s.mu.Lock()
-		b.listening = append(b.listening, at)
-		s.mu.Unlock()
-	}
-	return nil
-}
-
-// dropNetworks removes the bridges of networks that are recorded no more.
-func (s *Set) dropNetworks(ctx context.Context, wanted map[model.NetworkName]bool) error {
-	s.mu.Lock()
+	defer s.mu.Unlock()
 	var gone []model.NetworkName
 	for name := range s.networks {
 		if !wanted[name] {
 			gone = append(gone, name)
 		}
 	}
-	s.mu.Unlock()
-	var errs []error
-	for _, name := range gone {
-		if n, _ := s.cfg.State.Snapshot().Network(name); n != nil {
-			continue // made since wanted was listed
-		}
-		errs = append(errs, s.dropNetwork(ctx, name))
-	}
-	return errors.Join(errs...)
-}
-
-// dropNetwork stops a network's resolver and removes its bridge.
-func (s *Set) dropNetwork(ctx context.Context, name model.NetworkName) error {
-	s.mu.Lock()
-	b := s.networks[name]
-	s.mu.Unlock()
-	if b == nil {
-		return nil
-	}
-	for _, at := range b.listening {
-		s.cfg.Resolver.Unlisten(at)
-	}
-	if err := s.cfg.Driver.RemoveNetwork(ctx, name); err != nil {
-		return fmt.Errorf("remove network %s: %w", name, err)
-	}
-	s.mu.Lock()
-	delete(s.networks, name)
-	s.mu.Unlock()
-	s.problem("network "+string(name), nil)
-	s.scopes.touch()
-	return s.applyRules(ctx)
-}
-
-func (s *Set) setAdopting(on bool) {
-	s.rulesMu.Lock()
-	defer s.rulesMu.Unlock()
-	s.adopting = on
+	return gone
 }
 
 // applyRules hands the driver the packet filter's rules if they differ from the
 // last ones it took.
 func (s *Set) applyRules(ctx context.Context) error {
-	s.rulesMu.Lock()
-	defer s.rulesMu.Unlock()
-	if s.adopting {
-		return nil
-	}
-	r := s.rules()
-	if s.rulesSet && reflect.DeepEqual(ruled(r), s.lastRules) {
+	s.ruling.Lock()
+	defer s.ruling.Unlock()
+	r, known := s.rules()
+	if !known || s.lastRules != nil && reflect.DeepEqual(r, *s.lastRules) {
 		return nil
 	}
 	if err := s.cfg.Driver.SetRules(ctx, r); err != nil {
+		s.lastRules = nil // it may have taken a part
 		return fmt.Errorf("set the packet filter's rules: %w", err)
 	}
-	s.lastRules, s.rulesSet = ruled(r), true
+	s.lastRules = &r
 	return nil
 }
 
-// rules is what the packet filter should carry now.
-func (s *Set) rules() netdrv.Rules {
+// rules is what the packet filter should carry now. Endpoints without published
+// ports do not matter to it.
+func (s *Set) rules() (r netdrv.Rules, known bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var r netdrv.Rules
+	if !s.found {
+		return r, false
+	}
 	for _, b := range s.networks {
 		r.Networks = append(r.Networks, b.network)
 	}
 	for _, p := range s.attached {
-		r.Endpoints = append(r.Endpoints, p.endpoint)
+		if len(p.endpoint.Ports) > 0 {
+			r.Endpoints = append(r.Endpoints, p.endpoint)
+		}
+	}
+	for _, e := range s.waiting {
+		if len(e.Ports) > 0 {
+			r.Endpoints = append(r.Endpoints, e)
+		}
 	}
 	slices.SortFunc(r.Networks, func(a, b model.Network) int { return strings.Compare(string(a.Name), string(b.Name)) })
 	slices.SortFunc(r.Endpoints, func(a, b model.Endpoint) int { return strings.Compare(string(a.ID), string(b.ID)) })
-	return r
+	return r, true
 }
 
-// ruled is the part of r that the packet filter depends on: endpoints without
-// published ports do not matter to it.
-func ruled(r netdrv.Rules) netdrv.Rules {
-	out := netdrv.Rules{Networks: r.Networks}
-	for _, e := range r.Endpoints {
-		if len(e.Ports) > 0 {
-			out.Endpoints = append(out.Endpoints, e)
+// prune removes what nobody accounts for: entries of pinned maps, which outlive
+// the agent that filled them, and interfaces of an agent whose records are gone.
+func (s *Set) prune(ctx context.Context) error {
+	_, err := s.cfg.Driver.Prune(ctx, s.keep())
+	return errors.Join(err, s.pruneEndpoints(), s.pruneVeths(), s.scopes.sync(true))
+}
+
+// keep says which of our interfaces have a record. What is recorded later than
+// keep was made counts as well.
+func (s *Set) keep() func(link string) bool {
+	links := s.recordedLinks(s.cfg.State.Snapshot())
+	return func(link string) bool {
+		return links[link] || s.recordedLinks(s.cfg.State.Snapshot())[link]
+	}
+}
+
+func (s *Set) recordedLinks(snap *state.Snapshot) map[string]bool {
+	links := map[string]bool{}
+	networks, _ := snap.Networks()
+	for _, n := range networks {
+		if s.here(n) {
+			links[netdrv.BridgeName(n.Name)] = true
 		}
 	}
-	return out
+	endpoints, _ := snap.Endpoints()
+	for _, e := range endpoints {
+		if e.Node == s.cfg.Node {
+			links[netdrv.HostIf(e.ID)] = true
+		}
+	}
+	return links
 }
 
-// pruneMaps removes the data path's entries of endpoints that are attached no
-// more; pinned maps outlive the agent that filled them.
-func (s *Set) pruneMaps() error {
+// pruneEndpoints reads the map before it asks what is attached: an Attach says so
+// before it writes.
+func (s *Set) pruneEndpoints() error {
 	have, err := s.cfg.Path.Endpoints()
 	if err != nil {
 		return fmt.Errorf("read the endpoint map: %w", err)
@@ -374,18 +361,46 @@ func (s *Set) pruneMaps() error {
 	return errors.Join(errs...)
 }
 
+// pruneVeths is pruneEndpoints for the interfaces that carry the program.
+func (s *Set) pruneVeths() error {
+	have, err := s.cfg.Path.Veths()
+	if err != nil {
+		return fmt.Errorf("read the interface map: %w", err)
+	}
+	wanted := map[int]bool{}
+	s.mu.Lock()
+	for _, p := range s.attached {
+		wanted[p.plugged.HostIfIndex] = true
+	}
+	s.mu.Unlock()
+	var errs []error
+	for _, v := range have {
+		if !wanted[v.IfIndex] {
+			errs = append(errs, s.cfg.Path.DetachVeth(v.IfIndex))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // release gives back what only a living agent holds. Kernel state stays.
 func (s *Set) release() {
+	var held []map[portKey]io.Closer
+	var listening []netip.AddrPort
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, p := range s.attached {
-		closeAll(p.held)
+		held = append(held, p.held)
 		p.held = nil
 	}
-	for _, b := range s.networks {
-		for _, at := range b.listening {
-			s.cfg.Resolver.Unlisten(at)
-		}
-		b.listening = nil
+	for name, b := range s.networks {
+		listening = append(listening, b.listening...)
+		b.listening, b.complete = nil, false
+		s.networks[name] = b
+	}
+	s.mu.Unlock()
+	for _, h := range held {
+		closeAll(h)
+	}
+	for _, at := range listening {
+		s.cfg.Resolver.Unlisten(at)
 	}
 }

@@ -1,7 +1,9 @@
 package endpoint
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -18,119 +20,202 @@ type Scope struct {
 	Networks []model.NetworkName // sorted; of the host scope: all of this node
 }
 
+// ScopeMap is the data path's record of which namespace is in which scope.
+type ScopeMap interface {
+	SetScope(cookie uint64, s datapath.Scope) error
+	DeleteScope(cookie uint64) error
+	Scopes() (map[uint64]datapath.Scope, error)
+}
+
 // scopes numbers the sets of networks in use and tells the data path which
 // namespace is in which. Numbers stay over a restart, because the pinned maps
-// speak of them: they are learned again from the namespaces' entries.
+// speak of them: they are learned again from the namespaces' entries. That takes
+// all of a namespace's networks, so nothing is told before the first sync.
 type scopes struct {
-	path Path
+	path ScopeMap
 	host uint64
 
+	// turn is held while the path is told, so that what it hears last is the
+	// newest. Taken before mu.
+	turn sync.Mutex
+
 	mu      sync.Mutex // guards following
-	members map[uint64]map[model.NetworkName]int
-	ids     map[string]datapath.Scope
+	opened  bool
+	places  map[model.EndpointID]membership
+	members map[uint64]map[model.NetworkName]int // by cookie: endpoints in each network
+	sets    map[uint64]setKey                    // by cookie: the set that it has
+	users   map[setKey]int
+	ids     map[setKey]datapath.Scope // of all sets ever in use: a number is not given twice
+	next    datapath.Scope
 	changed chan struct{}
 }
 
-func newScopes(p Path, host uint64) *scopes {
+// membership is what one endpoint does for its namespace.
+type membership struct {
+	cookie  uint64
+	network model.NetworkName
+}
+
+func newScopes(p ScopeMap, host uint64) *scopes {
 	return &scopes{
 		path: p, host: host,
+		places:  map[model.EndpointID]membership{},
 		members: map[uint64]map[model.NetworkName]int{},
-		ids:     map[string]datapath.Scope{},
+		sets:    map[uint64]setKey{},
+		users:   map[setKey]int{},
+		ids:     map[setKey]datapath.Scope{},
+		next:    datapath.HostScope + 1,
 		changed: make(chan struct{}),
 	}
 }
 
-// start enters the host's own namespace.
-func (s *scopes) start() error {
-	if err := s.path.SetScope(s.host, datapath.HostScope); err != nil {
-		return fmt.Errorf("set the host's scope: %w", err)
-	}
-	return nil
+// put says which namespace and network an endpoint is in.
+func (s *scopes) put(id model.EndpointID, cookie uint64, n model.NetworkName) error {
+	return s.move(id, &membership{cookie, n})
 }
 
-// join puts a namespace into a network.
-func (s *scopes) join(cookie uint64, n model.NetworkName) error {
+// drop forgets an endpoint. One that is not known is no error.
+func (s *scopes) drop(id model.EndpointID) error { return s.move(id, nil) }
+
+func (s *scopes) move(id model.EndpointID, to *membership) error {
+	s.turn.Lock()
+	defer s.turn.Unlock()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.members[cookie] == nil {
-		s.members[cookie] = map[model.NetworkName]int{}
-	}
-	s.members[cookie][n]++
-	return s.set(cookie)
-}
-
-// leave takes a namespace out of a network.
-func (s *scopes) leave(cookie uint64, n model.NetworkName) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m := s.members[cookie]
-	if m[n]--; m[n] <= 0 {
-		delete(m, n)
-	}
-	if len(m) > 0 {
-		return s.set(cookie)
-	}
-	delete(s.members, cookie)
-	s.notify()
-	return s.path.DeleteScope(cookie)
-}
-
-// set writes a namespace's scope. The caller holds mu.
-func (s *scopes) set(cookie uint64) error {
-	key := setKey(s.members[cookie])
-	id, ok := s.ids[key]
-	if !ok {
-		var err error
-		if id, err = s.number(cookie); err != nil {
-			return err
+	was, had := s.places[id]
+	delete(s.places, id)
+	if had {
+		m := s.members[was.cookie]
+		if m[was.network]--; m[was.network] == 0 {
+			delete(m, was.network)
 		}
-		s.ids[key] = id
 	}
-	s.notify()
+	if to != nil {
+		s.places[id] = *to
+		if s.members[to.cookie] == nil {
+			s.members[to.cookie] = map[model.NetworkName]int{}
+		}
+		s.members[to.cookie][to.network]++
+	}
+	if had {
+		s.settle(was.cookie)
+	}
+	if to != nil {
+		s.settle(to.cookie)
+	}
+	opened := s.opened
+	s.mu.Unlock()
+
+	if !opened {
+		return nil
+	}
+	var errs []error
+	if had && (to == nil || to.cookie != was.cookie) {
+		errs = append(errs, s.tell(was.cookie))
+	}
+	if to != nil {
+		errs = append(errs, s.tell(to.cookie))
+	}
+	return errors.Join(errs...)
+}
+
+// settle brings the bookkeeping of a namespace's set up to date and wakes
+// whoever waits if a set came into use or went out of it. The caller holds mu.
+func (s *scopes) settle(cookie uint64) {
+	was, had := s.sets[cookie]
+	now := keyOf(s.members[cookie])
+	if len(s.members[cookie]) == 0 {
+		delete(s.members, cookie)
+		delete(s.sets, cookie)
+	} else {
+		s.sets[cookie] = now
+		if s.users[now]++; s.users[now] == 1 && s.opened {
+			s.number(now)
+			s.notify()
+		}
+	}
+	if !had {
+		return
+	}
+	if s.users[was]--; s.users[was] == 0 {
+		delete(s.users, was)
+		s.notify()
+	}
+}
+
+// number gives a set the next number unless it has one. The caller holds mu.
+func (s *scopes) number(k setKey) {
+	if s.ids[k] == 0 {
+		s.ids[k] = s.next
+		s.next++
+	}
+}
+
+// tell brings the path's entry of one namespace about. The caller holds turn.
+func (s *scopes) tell(cookie uint64) error {
+	s.mu.Lock()
+	k, member := s.sets[cookie]
+	id := s.ids[k]
+	s.mu.Unlock()
+	if !member {
+		return s.path.DeleteScope(cookie)
+	}
 	return s.path.SetScope(cookie, id)
 }
 
-// number chooses a scope's number: the one that the namespace already has in the
-// data path if nobody else's set took it, or one above all in use.
-func (s *scopes) number(cookie uint64) (datapath.Scope, error) {
-	known, err := s.path.Scopes()
-	if err != nil {
-		return 0, fmt.Errorf("read the scopes: %w", err)
-	}
-	used := map[datapath.Scope]bool{datapath.HostScope: true}
-	for _, id := range s.ids {
-		used[id] = true
-	}
-	if id, ok := known[cookie]; ok && !used[id] {
-		return id, nil
-	}
-	highest := datapath.HostScope
-	for id := range used {
-		highest = max(highest, id)
-	}
-	for _, id := range known {
-		highest = max(highest, id)
-	}
-	return highest + 1, nil
-}
-
-// prune removes namespaces that the data path still knows and nobody owns.
-func (s *scopes) prune() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	known, err := s.path.Scopes()
+// sync compares the path's entries with what is known here and corrects them.
+// With prune, namespaces that nobody is in are removed; else they stay, since
+// their endpoints may not have been found yet. The first call numbers the sets
+// that were put so far, those that the path has numbers for keeping theirs.
+func (s *scopes) sync(prune bool) error {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	have, err := s.path.Scopes()
 	if err != nil {
 		return fmt.Errorf("read the scopes: %w", err)
 	}
-	for cookie := range known {
-		if cookie == s.host || s.members[cookie] != nil {
-			continue
-		}
-		if err := s.path.DeleteScope(cookie); err != nil {
-			return fmt.Errorf("forget namespace %d: %w", cookie, err)
+	s.open(have)
+	s.mu.Lock()
+	want := map[uint64]datapath.Scope{s.host: datapath.HostScope}
+	for cookie, k := range s.sets {
+		want[cookie] = s.ids[k]
+	}
+	s.mu.Unlock()
+	var errs []error
+	for cookie, id := range want {
+		if have[cookie] != id {
+			errs = append(errs, s.path.SetScope(cookie, id))
 		}
 	}
-	return nil
+	for cookie := range have {
+		if _, ok := want[cookie]; !ok && prune {
+			errs = append(errs, s.path.DeleteScope(cookie))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *scopes) open(have map[uint64]datapath.Scope) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.opened {
+		return
+	}
+	s.opened = true
+	taken := map[datapath.Scope]bool{0: true, datapath.HostScope: true}
+	for _, id := range have {
+		s.next = max(s.next, id+1)
+	}
+	cookies := slices.Sorted(maps.Keys(s.sets))
+	for _, cookie := range cookies {
+		if k, id := s.sets[cookie], have[cookie]; s.ids[k] == 0 && !taken[id] {
+			s.ids[k] = id
+			taken[id] = true
+		}
+	}
+	for _, cookie := range cookies {
+		s.number(s.sets[cookie])
+	}
+	s.notify()
 }
 
 // inUse lists the scopes that have a namespace, sorted by number, without the
@@ -138,15 +223,11 @@ func (s *scopes) prune() error {
 func (s *scopes) inUse() ([]Scope, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	seen := map[datapath.Scope]bool{}
 	var all []Scope
-	for _, m := range s.members {
-		id := s.ids[setKey(m)]
-		if seen[id] {
-			continue
+	for k := range s.users {
+		if id := s.ids[k]; id != 0 {
+			all = append(all, Scope{ID: id, Networks: k.networks()})
 		}
-		seen[id] = true
-		all = append(all, Scope{ID: id, Networks: sorted(m)})
 	}
 	slices.SortFunc(all, func(a, b Scope) int { return int(a.ID) - int(b.ID) })
 	return all, s.changed
@@ -165,20 +246,25 @@ func (s *scopes) notify() {
 	s.changed = make(chan struct{})
 }
 
-func sorted(m map[model.NetworkName]int) []model.NetworkName {
-	var all []model.NetworkName
+// setKey is a set of networks in a form that can be compared: their names,
+// sorted, separated by what no name has.
+type setKey string
+
+const setSeparator = "\x00"
+
+func keyOf(m map[model.NetworkName]int) setKey {
+	names := make([]string, 0, len(m))
 	for n := range m {
-		all = append(all, n)
+		names = append(names, string(n))
 	}
-	slices.Sort(all)
-	return all
+	slices.Sort(names)
+	return setKey(strings.Join(names, setSeparator))
 }
 
-func setKey(m map[model.NetworkName]int) string {
-	var b strings.Builder
-	for _, n := range sorted(m) {
-		b.WriteString(string(n))
-		b.WriteByte(0)
+func (k setKey) networks() []model.NetworkName {
+	var all []model.NetworkName
+	for n := range strings.SplitSeq(string(k), setSeparator) {
+		all = append(all, model.NetworkName(n))
 	}
-	return b.String()
+	return all
 }

@@ -33,6 +33,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/fairlead-net/fairlead/internal/ipam"
 	"github.com/fairlead-net/fairlead/internal/model"
 )
 
@@ -147,23 +148,13 @@ func BridgeName(n model.NetworkName) string { return "fl-" + shortHash(string(n)
 // HostIf is the name of an endpoint's host-side interface.
 func HostIf(id model.EndpointID) string { return "flv" + shortHash(string(id)) }
 
-// MAC is the address of an endpoint's interface: the recorded one, or one made
-// from its IPv4 address, so that an address that moves to a new endpoint keeps
-// its neighbours' caches right, or from its id.
+// MAC is the address of an endpoint's interface: the recorded one, or the one
+// that ipam makes for it.
 func MAC(e model.Endpoint) string {
 	if e.MAC != "" {
 		return e.MAC
 	}
-	mac := net.HardwareAddr{0x02, 0xf1, 0, 0, 0, 0}
-	if a := e.Addr4(); a.IsValid() {
-		b := a.As4()
-		copy(mac[2:], b[:])
-	} else {
-		sum := sha256.Sum256([]byte(e.ID))
-		mac[1] = 0xf6
-		copy(mac[2:], sum[:4])
-	}
-	return mac.String()
+	return ipam.MAC(e.ID, e.Addrs)
 }
 
 func shortHash(s string) string {

@@ -21,7 +21,7 @@ var gatewayLL = netip.MustParsePrefix("fe80::1/64")
 
 // networksState is what EnsureNetwork has to keep up.
 type networksState struct {
-	busy keyed
+	busy keyed // by the bridge's name
 
 	mu     sync.Mutex // guards following
 	wanted map[model.NetworkName]model.Network
@@ -34,7 +34,7 @@ type networksState struct {
 func (h *Host) EnsureNetwork(ctx context.Context, n model.Network) error {
 	h.purging.RLock()
 	defer h.purging.RUnlock()
-	defer h.networks.busy.lock(string(n.Name))()
+	defer h.networks.busy.lock(BridgeName(n.Name))()
 	if err := live(ctx, "network "+string(n.Name)); err != nil {
 		return err
 	}
@@ -200,7 +200,7 @@ func addAddr(nl *netlink.Handle, link netlink.Link, p netip.Prefix) error {
 // network; the caller detaches them first. No bridge is no error. Forwarding
 // stays on until Purge.
 func (h *Host) RemoveNetwork(ctx context.Context, name model.NetworkName) error {
-	defer h.networks.busy.lock(string(name))()
+	defer h.networks.busy.lock(BridgeName(name))()
 	if err := live(ctx, "network "+string(name)); err != nil {
 		return err
 	}

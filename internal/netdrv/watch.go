@@ -190,7 +190,7 @@ func (h *Host) repair() error {
 func (h *Host) repairNetwork(name model.NetworkName) error {
 	h.purging.RLock()
 	defer h.purging.RUnlock()
-	defer h.networks.busy.lock(string(name))()
+	defer h.networks.busy.lock(BridgeName(name))()
 	h.networks.mu.Lock()
 	n, wanted := h.networks.wanted[name]
 	h.networks.mu.Unlock()

@@ -264,7 +264,8 @@ func (a *Agent) status(ctx context.Context) api.Status {
 
 // problems lists what needs a person.
 func (a *Agent) problems(ctx context.Context) []string {
-	all := append(a.endpoints.Problems(), a.balancer.Problems()...)
+	all := append([]string{}, a.endpoints.Problems()...) // a list also if it is empty
+	all = append(all, a.balancer.Problems()...)
 	st := a.store.Status()
 	if st.Leader == "" {
 		all = append(all, "the registry has no leader: nothing can be changed")

@@ -107,7 +107,8 @@ func nameEndpoints(eps []*model.Endpoint) string {
 
 // CreateEndpoint leases an address of each of the network's pools for an
 // endpoint and records it. want asks for certain addresses, at most one per
-// family. The result has the addresses filled in. An endpoint that exists with
+// family. The result has the addresses filled in, and the MAC address if it was
+// open. An endpoint that exists with
 // the same id, workload, network and node is returned as it is recorded, if it
 // has the addresses wanted.
 //
@@ -208,6 +209,9 @@ func planEndpoint(snap *state.Snapshot, p *plan, ep *model.Endpoint, want []neti
 		return
 	}
 	ep.Addrs = addrs
+	if ep.MAC == "" {
+		ep.MAC = ipam.MAC(ep.ID, addrs)
+	}
 	for _, a := range addrs {
 		lease := model.AddressLease{Network: ep.Network, Addr: a, Endpoint: ep.ID, Stamp: model.Stamp{Owner: ep.Owner}}
 		p.absent(store.LeaseKey(ep.Network, a))
