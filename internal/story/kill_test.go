@@ -115,6 +115,7 @@ func lastStart(all []try, since time.Duration) time.Duration {
 // untilUnhealthy returns once the catalogue shows an instance as critical, or not at all, by blocking queries.
 func (a *agent) untilUnhealthy(ctx context.Context, service, id string) error {
 	client, index := a.client(), "0"
+	defer client.CloseIdleConnections()
 	for {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+httpAddr+"/v1/health/service/"+service+"?wait=60s&index="+index, http.NoBody)
 		if err != nil {

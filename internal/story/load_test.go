@@ -348,3 +348,23 @@ func (a *agent) dialFrom(workload string, addrs ...string) []try {
 	}
 	return tries(a.t, p.Output())
 }
+
+// serveIn starts a workload (see run) and waits until its server answers.
+func (a *agent) serveIn(network, name string, flags ...string) {
+	a.t.Helper()
+	a.run(network, name, flags...)
+	a.serving(name)
+}
+
+// serving waits until a workload's server answers.
+func (a *agent) serving(name string) {
+	a.t.Helper()
+	at := net.JoinHostPort(a.workload(name).Endpoints[0].Addrs[0].String(), "80")
+	testlab.Eventually(a.t, settleLimit, func() error {
+		c, err := a.dial(a.t.Context(), "tcp", at)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	})
+}

@@ -32,7 +32,7 @@ func awayUnderLoad(t *testing.T, end func(*agent)) {
 	a := newAgent(t, h)
 	a.webs(3, "--expose", "any")
 	a.run("my-network", "cl")
-	a.run("my-network", "shop", "-p", "8080:80", "--expose", "any")
+	a.serveIn("my-network", "shop", "-p", "8080:80", "--expose", "any")
 	a.put("/v1/agent/service/register", `{"Name":"legacy","ID":"legacy-1","Address":"198.51.100.1","Port":9000,"Tags":["old"],"Meta":{"k":"v"},
 		"Checks":[{"CheckID":"legacy-ttl","Name":"heartbeat","TTL":"60s"}]}`)
 	a.put("/v1/agent/check/pass/legacy-ttl?note=alive", "")

@@ -41,6 +41,7 @@ func TestForeignForwardDrop(t *testing.T) {
 		t.Errorf("status does not name the chain:\n%s", out)
 	}
 
+	a.serving("web-1")
 	var v4, v6 string
 	for _, addr := range a.workload("web-1").Endpoints[0].Addrs {
 		if addr.Is4() {
@@ -112,7 +113,7 @@ func TestFlushedRulesReturn(t *testing.T) {
 	wire := lab.Link(h, outside, "198.51.100.0/24", "2001:db8:1::/64")
 	a := newAgent(t, h)
 	a.cli("network", "create", "my-network")
-	a.run("my-network", "web-1", "-p", "8080:80", "--expose", "any")
+	a.serveIn("my-network", "web-1", "-p", "8080:80", "--expose", "any")
 	load := outside.StartCmd(testlab.Cmd{
 		Args: []string{self, net.JoinHostPort(wire.Addr(h).String(), "8080"), "200"}, Env: []string{roleVariable + "=load"},
 	})
@@ -141,7 +142,7 @@ func TestPublishedPortFromTheHost(t *testing.T) {
 	wire := lab.Link(h, outside, "198.51.100.0/24", "2001:db8:1::/64")
 	a := newAgent(t, h)
 	a.cli("network", "create", "my-network")
-	a.run("my-network", "web-1", "-p", "8080:80", "-p", "5300:80/udp")
+	a.serveIn("my-network", "web-1", "-p", "8080:80", "-p", "5300:80/udp")
 	var addrs []string
 	for _, host := range []string{"127.0.0.1", "::1", wire.Addr(h).String(), wire.End(h).Addrs[1].Addr().String()} {
 		addrs = append(addrs, net.JoinHostPort(host, "8080"), "udp:"+net.JoinHostPort(host, "5300"))

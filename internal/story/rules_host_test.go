@@ -31,6 +31,12 @@ func TestDefaultRouteOfRouterAdvertisementStays(t *testing.T) {
 		if err := radvd.Stop(); err != nil {
 			t.Errorf("radvd: %v", err)
 		}
+		testlab.Eventually(t, settleLimit, func() error { // for its helper process
+			if facts := strings.Join(router.Inventory(), "\n"); strings.Contains(facts, "radvd.conf") {
+				return errors.New(facts)
+			}
+			return nil
+		})
 	})
 	route := func() string { return h.Exec("ip", "-6", "route", "show", "default") }
 	learned := func() error {

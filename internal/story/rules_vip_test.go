@@ -34,7 +34,7 @@ func TestUDPClientKeepsItsInstance(t *testing.T) {
 	procs := slices.Collect(maps.Values(clients))
 	flowing(t, 200, procs...)
 	// A fourth instance and one that turns critical change the frontend and move nobody.
-	a.run("my-network", "web-4", "--service", "web", "--port", "80")
+	a.serveIn("my-network", "web-4", "--service", "web", "--port", "80")
 	testlab.Eventually(t, settleLimit, func() error {
 		if all := a.balanced("web"); len(all) != 4 {
 			return fmt.Errorf("balanced: %v", all)
@@ -105,8 +105,8 @@ func TestVIPRefusals(t *testing.T) {
 	a.cli("network", "create", "my-network")
 	a.cli("network", "create", "other")
 	a.run("my-network", "cl")
-	a.run("my-network", "web-1", "--service", "web", "--port", "80")
-	a.run("other", "hidden-1", "--service", "hidden", "--port", "80")
+	a.serveIn("my-network", "web-1", "--service", "web", "--port", "80")
+	a.serveIn("other", "hidden-1", "--service", "hidden", "--port", "80")
 	// A TTL check is critical until somebody says otherwise.
 	ill := a.workload("web-1").Endpoints[0].Addrs[0].String()
 	a.put("/v1/agent/service/register", `{"Name":"ill","Port":80,"Address":"`+ill+`","Check":{"TTL":"60s"}}`)
