@@ -135,7 +135,7 @@ func (a *attachment) do() error {
 	if a.result.Cookie, err = namespaceCookie(); err != nil {
 		return err
 	}
-	links, err := inner.LinkList()
+	links, err := whole(inner.LinkList)
 	if err != nil {
 		return fmt.Errorf("list the workload's links: %w", err)
 	}

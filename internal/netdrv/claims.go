@@ -2,6 +2,7 @@ package netdrv
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -20,7 +21,7 @@ func (h *Host) Claims(ctx context.Context) ([]ipam.Claim, error) {
 	if err := live(ctx, "list what the host uses"); err != nil {
 		return nil, err
 	}
-	links, err := h.nl.LinkList()
+	links, err := whole(h.nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -37,7 +38,7 @@ func (h *Host) Claims(ctx context.Context) ([]ipam.Claim, error) {
 			claims = append(claims, ipam.Claim{Prefix: p, Who: who})
 		}
 	}
-	addrs, err := h.nl.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return h.nl.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -48,7 +49,9 @@ func (h *Host) Claims(ctx context.Context) ([]ipam.Claim, error) {
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		// A table filter without a table means every table.
-		routes, err := h.nl.RouteListFiltered(family, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+		routes, err := whole(func() ([]netlink.Route, error) {
+			return h.nl.RouteListFiltered(family, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+		})
 		if err != nil {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
@@ -85,4 +88,18 @@ func describeRoute(p netip.Prefix, r netlink.Route, names map[int]string) string
 		fmt.Fprintf(&b, " table %d", r.Table)
 	}
 	return b.String()
+}
+
+// dumpTries bounds how often a list is read that changes meanwhile.
+const dumpTries = 50
+
+// whole reads a list of the kernel's again until nothing changed while it was
+// told: one that was interrupted may lack what was there all the time.
+func whole[T any](list func() ([]T, error)) ([]T, error) {
+	for try := 1; ; try++ {
+		all, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || try == dumpTries {
+			return all, err
+		}
+	}
 }

@@ -153,7 +153,7 @@ func (h *Host) deleteGroup(links []netlink.Link) error {
 			return err
 		}
 	}
-	all, err := h.nl.LinkList()
+	all, err := whole(h.nl.LinkList)
 	if err != nil {
 		return err
 	}

@@ -149,7 +149,7 @@ func (h *Host) ensureGateways(br netlink.Link, n model.Network) error {
 	if _, has6 := n.Pool6(); has6 {
 		want = append(want, gatewayLL)
 	}
-	have, err := h.nl.AddrList(br, netlink.FAMILY_ALL)
+	have, err := whole(func() ([]netlink.Addr, error) { return h.nl.AddrList(br, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", br.Attrs().Name, err)
 	}

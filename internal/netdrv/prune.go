@@ -22,7 +22,7 @@ func (h *Host) Prune(ctx context.Context, keep func(link string) bool) ([]string
 	if err := live(ctx, "prune links"); err != nil {
 		return nil, err
 	}
-	links, err := h.nl.LinkList()
+	links, err := whole(h.nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("prune links: %w", err)
 	}

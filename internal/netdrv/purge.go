@@ -42,7 +42,7 @@ func (h *Host) Purge(ctx context.Context) ([]string, error) {
 
 // purgeLinks deletes veths before bridges.
 func (h *Host) purgeLinks() (did []string, err error) {
-	links, err := h.nl.LinkList()
+	links, err := whole(h.nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}

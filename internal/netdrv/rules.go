@@ -110,7 +110,7 @@ func (h *Host) applyRules() error {
 
 // connected are the prefixes of the host's addresses, merged.
 func (h *Host) connected() ([]netip.Prefix, error) {
-	addrs, err := h.nl.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return h.nl.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
