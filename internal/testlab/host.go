@@ -26,7 +26,7 @@ type NS struct {
 	net    *os.File
 	thread *thread
 	cookie uint64
-	inode  uint64 // of the namespace, kept after net is closed
+	inode  uint64 // of the namespace
 }
 
 // Host is one machine of a lab. What a process inside sees: its own network with lo up and forwarding off; its own empty

@@ -91,6 +91,7 @@ func (l *Lab) close() {
 	}
 	err := l.remove()
 	leaks = append(leaks, l.remains()...)
+	err = errors.Join(err, l.forget())
 	if len(leaks) > 0 {
 		slices.Sort(leaks)
 		l.tb.Errorf("testlab: the test left behind:\n\t%s", strings.Join(leaks, "\n\t"))
@@ -117,22 +118,38 @@ func (l *Lab) remove() error {
 	var errs []error
 	for _, h := range l.hosts {
 		for _, n := range h.spaces {
-			errs = append(errs, n.close())
+			n.close()
 		}
-		errs = append(errs, removeCgroup(h.cgroup), h.close(), closeFile(h.mnt), closeFile(h.uts))
+		errs = append(errs, removeCgroup(h.cgroup))
+		h.close()
+		errs = append(errs, closeFile(h.mnt), closeFile(h.uts))
 	}
 	if l.wires != nil {
-		errs = append(errs, l.wires.close())
+		l.wires.close()
 	}
 	errs = append(errs, removeFiles(l.id), closeFile(l.lock))
 	return errors.Join(errs...)
 }
 
-func (n *NS) close() error {
+func (n *NS) close() {
 	if n.thread != nil {
 		n.thread.close()
 	}
-	return closeFile(n.net)
+}
+
+// forget lets go of the namespaces. Until then no other one can get their inode numbers, by which processes that escaped are
+// found.
+func (l *Lab) forget() error {
+	var errs []error
+	for _, h := range l.hosts {
+		for _, n := range append(h.spaces, &h.NS) {
+			errs = append(errs, closeFile(n.net))
+		}
+	}
+	if l.wires != nil {
+		errs = append(errs, closeFile(l.wires.net))
+	}
+	return errors.Join(errs...)
 }
 
 func closeFile(f *os.File) error {
