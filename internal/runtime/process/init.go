@@ -3,9 +3,11 @@ package process
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,19 +17,26 @@ import (
 // process namespace of its own or "-", and the command. It returns only when it
 // fails, having said why on file descriptor 3.
 func Init(args []string) int {
-	fail := os.NewFile(3, "failure")
-	if fail == nil || len(args) < 3 {
-		return 125
+	fail, err := inherited(3, "failure")
+	if err == nil && len(args) < 3 {
+		err = errors.New("too few arguments")
 	}
-	unix.CloseOnExec(3)
-	err := initialise(args[0], args[1] == "pid", args[2:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return neverRan
+	}
+	// The death signal belongs to the thread that becomes the command.
+	runtime.LockOSThread()
+	err = initialise(args[0], args[1] == "pid", args[2:], fail)
 	_, _ = fmt.Fprintln(fail, err) // nobody else could be told
-	return 125
+	return neverRan
 }
 
-func initialise(dir string, pidNamespace bool, command []string) error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make the mounts private: %w", err)
+func initialise(dir string, pidNamespace bool, command []string, supervisor *os.File) error {
+	// What the host mounts or unmounts later is seen inside too, or it could not
+	// let go of a file system; what is mounted inside stays inside.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("part the mounts: %w", err)
 	}
 	for _, name := range []string{"resolv.conf", "hosts"} {
 		if err := bindOver(filepath.Join(dir, name), "/etc/"+name); err != nil {
@@ -46,7 +55,27 @@ func initialise(dir string, pidNamespace bool, command []string) error {
 	if err != nil {
 		return fmt.Errorf("command %q: %w", command[0], err)
 	}
+	if err := dieWith(supervisor); err != nil {
+		return err
+	}
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("keep files from the command: %w", err)
+	}
 	return fmt.Errorf("run %s: %w", path, unix.Exec(path, command, os.Environ()))
+}
+
+// dieWith has the kernel kill the command when the supervisor dies. Its starter
+// asked for that too, but for the process's first thread, and Go runs on any.
+func dieWith(supervisor *os.File) error {
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("die with the supervisor: %w", err)
+	}
+	// One that died before that is told by its pipe.
+	pipe := []unix.PollFd{{Fd: int32(supervisor.Fd())}}
+	if n, err := unix.Poll(pipe, 0); err == nil && n > 0 {
+		return errors.New("the supervisor died")
+	}
+	return nil
 }
 
 // mountSys mounts a new sysfs: it shows the network namespace of its mounter, so
@@ -77,7 +106,7 @@ func mountSys() error {
 func bindOver(file, at string) error {
 	target, err := filepath.EvalSymlinks(at)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil // a host without it has nothing to be mistaken for the workload's
+		return fmt.Errorf("this host has no %s, or a link to nothing, to mount the workload's over; an empty file will do", at)
 	}
 	if err != nil {
 		return fmt.Errorf("find %s: %w", at, err)

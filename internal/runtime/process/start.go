@@ -6,11 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fairlead-net/fairlead/api"
 )
@@ -29,8 +33,8 @@ const holdTime = time.Minute
 type Spec struct {
 	Name    string   `json:"name"`
 	Command []string `json:"command"`
-	Env     []string `json:"env"`
-	Dir     string   `json:"dir"`
+	Env     []string `json:"env"` // all of it, KEY=VALUE
+	Dir     string   `json:"dir"` // empty: the client's own
 	// PIDNamespace gives the command process numbers of its own.
 	PIDNamespace bool `json:"pid_namespace,omitempty"`
 	// Detach cuts the workload loose from the client's terminal; its output goes
@@ -70,8 +74,8 @@ func Start(spec Spec) (*Started, error) {
 	if len(spec.Command) == 0 {
 		return nil, errors.New("no command: say what to run, after --")
 	}
-	if _, err := lookPath(spec); err != nil {
-		return nil, fmt.Errorf("command %q: %w", spec.Command[0], err)
+	if err := checkCommand(&spec); err != nil {
+		return nil, err
 	}
 	if err := claimDir(spec); err != nil {
 		return nil, err
@@ -93,13 +97,21 @@ func Start(spec Spec) (*Started, error) {
 
 // claimDir makes the workload's directory, which is what claims the name. A
 // directory without a state is of a client that died before its supervisor
-// started; after a moment it may be taken over.
+// started; after a moment it may be taken over, by one client only.
 func claimDir(spec Spec) error {
 	dir := workloadDir(spec.RunDir, spec.Name)
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return fmt.Errorf("run directory: %w", err)
 	}
-	err := os.Mkdir(dir, 0o700)
+	all, err := os.Open(filepath.Dir(dir))
+	if err != nil {
+		return fmt.Errorf("run directory: %w", err)
+	}
+	defer all.Close() //nolint:errcheck // which gives up the lock
+	if err := unix.Flock(int(all.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", all.Name(), err)
+	}
+	err = os.Mkdir(dir, 0o700)
 	if !errors.Is(err, os.ErrExist) {
 		if err != nil {
 			return fmt.Errorf("run directory: %w", err)
@@ -131,9 +143,15 @@ func startSupervisor(spec Spec) (*Started, error) {
 	}
 	defer reportW.Close() //nolint:errcheck // the supervisor has its own
 
-	cmd := exec.Command("/proc/self/exe", SuperviseCommand)
+	// What else the client was started with, such as a lock that a script holds,
+	// is not the workload's; Go's own files are marked already.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return nil, errors.Join(fmt.Errorf("keep files from the supervisor: %w", err), controlW.Close(), reportR.Close())
+	}
+	cmd := exec.Command("/proc/self/exe", SuperviseCommand, spec.Name) // the name is for those who look at processes
 	cmd.Args[0] = "fairlead"
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	cmd.Dir = "/"                                  // it must not keep a file system of the client busy
 	cmd.ExtraFiles = []*os.File{controlR, reportW} // file descriptors 3 and 4
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd()), Setsid: spec.Detach}
 	if spec.Detach {
@@ -157,25 +175,35 @@ func startSupervisor(spec Spec) (*Started, error) {
 }
 
 // Go tells the supervisor to run the command in its place, and returns when it
-// runs.
+// runs. When it fails the supervisor has ended and recorded that; the agent
+// clears its workload away like any other that ended.
 func (s *Started) Go(a api.Attachment) error {
-	if err := json.NewEncoder(s.control).Encode(a); err != nil {
-		return fmt.Errorf("instruct the supervisor: %w", err)
+	err := json.NewEncoder(s.control).Encode(a)
+	if err != nil {
+		err = fmt.Errorf("instruct the supervisor: %w", err)
+	} else {
+		_, err = s.next()
 	}
-	if _, err := s.next(); err != nil {
-		return err
+	_ = s.control.Close() // it was read to its end
+	_ = s.pipe.Close()
+	if err != nil {
+		_ = s.cmd.Wait() // it has ended with an error, which was told
 	}
-	return errors.Join(s.control.Close(), s.pipe.Close())
+	return err
 }
 
-// Wait waits for a workload that was not detached, and returns its exit code.
+// Wait waits for the workload's end and returns its exit code, 128 plus the
+// number of the signal that ended it.
 func (s *Started) Wait() (int, error) {
 	err := s.cmd.Wait()
 	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return exit.ExitCode(), nil
+	if !errors.As(err, &exit) {
+		return 0, err
 	}
-	return 0, err
+	if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return 128 + int(ws.Signal()), nil // killed together with its supervisor
+	}
+	return exit.ExitCode(), nil
 }
 
 // Abandon gives up a workload before Go: the supervisor ends and nothing is left.
@@ -202,7 +230,11 @@ func (s *Started) next() (report, error) {
 
 // discard removes what a workload that never ran has made.
 func discard(spec Spec) error {
-	return errors.Join(removeCgroup(cgroupOf(spec)), os.RemoveAll(workloadDir(spec.RunDir, spec.Name)))
+	err := errors.Join(removeCgroup(cgroupOf(spec)), os.RemoveAll(workloadDir(spec.RunDir, spec.Name)))
+	if spec.Detach {
+		_ = os.Remove(logPath(spec)) // it may not have come that far
+	}
+	return err
 }
 
 func cgroupOf(spec Spec) string { return filepath.Join(spec.Cgroup, spec.Name+".scope") }
@@ -220,16 +252,48 @@ func openLog(spec Spec) (*os.File, error) {
 	return f, nil
 }
 
-// lookPath finds the command as the workload will: in its directory and its PATH.
-func lookPath(spec Spec) (string, error) {
-	name := spec.Command[0]
-	if filepath.Base(name) != name {
-		if !filepath.IsAbs(name) {
-			name = filepath.Join(spec.Dir, name)
-		}
-		return exec.LookPath(name)
+// checkCommand refuses what cannot be run: it looks for the directory, and for
+// the command as the workload will, in its directory or its PATH. It makes the
+// directory absolute.
+func checkCommand(spec *Spec) error {
+	dir, err := filepath.Abs(spec.Dir)
+	if err != nil {
+		return fmt.Errorf("working directory %q: %w", spec.Dir, err)
 	}
-	return exec.LookPath(name)
+	spec.Dir = dir
+	if st, err := os.Stat(dir); err != nil {
+		return fmt.Errorf("working directory: %w", err)
+	} else if !st.IsDir() {
+		return fmt.Errorf("working directory: %s: %w", dir, syscall.ENOTDIR)
+	}
+	name := spec.Command[0]
+	if strings.Contains(name, "/") {
+		if !filepath.IsAbs(name) {
+			name = filepath.Join(dir, name)
+		}
+		if _, err := exec.LookPath(name); err != nil {
+			return fmt.Errorf("command: %w", err)
+		}
+		return nil
+	}
+	for _, dir := range filepath.SplitList(pathOf(spec.Env)) {
+		if _, err := exec.LookPath(filepath.Join(dir, name)); filepath.IsAbs(dir) && err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("command %q: %w", name, exec.ErrNotFound)
+}
+
+// pathOf is an environment's PATH; the last one counts, as it does for the
+// command.
+func pathOf(env []string) string {
+	path := ""
+	for _, kv := range env {
+		if v, ok := strings.CutPrefix(kv, "PATH="); ok {
+			path = v
+		}
+	}
+	return path
 }
 
 // Signal sends a signal to the supervisor, which passes it on to the command.

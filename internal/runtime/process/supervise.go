@@ -37,25 +37,49 @@ func Supervise() int {
 	// The namespace belongs to this thread, and the command gets a signal when
 	// the thread that started it ends: so there is one thread for both.
 	runtime.LockOSThread()
-	s := &supervisor{pipes: [2]*os.File{os.NewFile(3, "control"), os.NewFile(4, "reports")}}
+	s := &supervisor{}
+	for i, name := range []string{"control", "reports"} {
+		f, err := inherited(3+i, name)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return neverRan
+		}
+		s.pipes[i] = f
+	}
 	s.control = bufio.NewScanner(s.pipes[0])
 	s.control.Buffer(nil, 8<<20) // an environment may be large
 	s.reports = json.NewEncoder(s.pipes[1])
-	for _, f := range s.pipes {
-		unix.CloseOnExec(int(f.Fd()))
-	}
 	code, err := s.run()
 	if err != nil {
 		// The client may be gone; then nobody needs to know.
 		_ = s.reports.Encode(report{Error: err.Error()})
-		return 125
+		return neverRan
 	}
 	return code
 }
 
+// neverRan is the exit code of a supervisor whose command did not run.
+const neverRan = 125
+
+// inherited opens a pipe that the starter of this process has put at fd. It
+// refuses anything else, so that these roles do nothing when a person tries them.
+func inherited(fd int, name string) (*os.File, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return nil, errors.New("this is for fairlead's own use: 'fairlead run' starts workloads")
+	}
+	unix.CloseOnExec(fd)
+	// For a file that does not block, reads can have a deadline.
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, fmt.Errorf("open %s: %w", name, err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
 func (s *supervisor) run() (int, error) {
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
+	if err := s.pipes[0].SetReadDeadline(time.Now().Add(holdTime)); err != nil {
+		return 0, fmt.Errorf("wait for instructions: %w", err)
+	}
 	if err := s.read(&s.spec); err != nil {
 		return 0, err
 	}
@@ -65,35 +89,50 @@ func (s *supervisor) run() (int, error) {
 	if err := s.hold(); err != nil {
 		return 0, err
 	}
+	code, err := s.runWorkload()
+	// Whatever happened is recorded, so that the agent clears the workload away.
+	return code, errors.Join(err, s.ended(code))
+}
+
+// runWorkload waits for the go-ahead, runs the command to its end and then ends
+// what it left behind.
+func (s *supervisor) runWorkload() (int, error) {
 	if err := s.reports.Encode(report{NetNS: s.state.NetNS}); err != nil {
-		return 0, fmt.Errorf("report: %w", err)
-	}
-	if err := s.pipes[0].SetReadDeadline(time.Now().Add(holdTime)); err != nil && !errors.Is(err, os.ErrNoDeadline) {
-		return 0, err
+		return neverRan, fmt.Errorf("report: %w", err)
 	}
 	var a api.Attachment
 	if err := s.read(&a); err != nil {
-		return 0, errors.Join(err, os.RemoveAll(s.dir))
+		return neverRan, err
+	}
+	// Until here a signal simply ends this process.
+	signals := make(chan os.Signal, 16)
+	for _, sig := range []os.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2} {
+		if !signal.Ignored(sig) { // what nohup(1) or a shell has ignored stays so
+			signal.Notify(signals, sig)
+		}
 	}
 	cmd, err := s.start(a)
 	if err != nil {
-		return 0, errors.Join(err, s.ended(125))
+		return neverRan, err
 	}
 	s.state.Process = cmd.Process.Pid
 	if err := s.state.save(s.dir); err != nil {
-		return 0, err
+		return neverRan, errors.Join(err, killRest(s.state.Cgroup, os.Getpid()))
 	}
 	_ = s.reports.Encode(report{Process: cmd.Process.Pid}) // the workload runs, whoever listens
 	for _, f := range s.pipes {
 		_ = f.Close()
 	}
-	code := s.reap(cmd.Process.Pid, signals)
-	return code, errors.Join(killEach(s.state.Cgroup, os.Getpid()), s.ended(code))
+	code := s.reap(cmd.Process, signals)
+	return code, killRest(s.state.Cgroup, os.Getpid())
 }
 
 func (s *supervisor) read(v any) error {
 	if !s.control.Scan() {
-		return errors.Join(errors.New("the client went away"), s.control.Err())
+		if err := s.control.Err(); err != nil {
+			return fmt.Errorf("wait for instructions: %w", err)
+		}
+		return errors.New("the client went away")
 	}
 	if err := json.Unmarshal(s.control.Bytes(), v); err != nil {
 		return fmt.Errorf("instructions: %w", err)
@@ -156,40 +195,37 @@ func (s *supervisor) start(a api.Attachment) (*exec.Cmd, error) {
 
 // reap waits for the command, passes signals on to it, and reaps whatever else
 // it left to this process.
-func (s *supervisor) reap(pid int, signals <-chan os.Signal) int {
+func (s *supervisor) reap(command *os.Process, signals <-chan os.Signal) int {
 	done := make(chan int, 1)
-	go func() {
-		for {
-			var ws unix.WaitStatus
-			got, err := unix.Wait4(-1, &ws, 0, nil)
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
-			if err != nil {
-				done <- 125
-				return
-			}
-			if got != pid || (!ws.Exited() && !ws.Signaled()) {
-				continue
-			}
-			if ws.Signaled() {
-				done <- 128 + int(ws.Signal())
-			} else {
-				done <- ws.ExitStatus()
-			}
-			return
-		}
-	}()
+	go func() { done <- reapUntil(command.Pid) }()
 	for {
 		select {
 		case code := <-done:
 			return code
 		case sig := <-signals:
-			n, ok := sig.(syscall.Signal)
-			if !ok || (!s.spec.Detach && (n == unix.SIGINT || n == unix.SIGQUIT)) {
+			if !s.spec.Detach && (sig == unix.SIGINT || sig == unix.SIGQUIT) {
 				continue // the terminal sent it to the command as well
 			}
-			_ = unix.Kill(pid, n) // it may just have ended
+			// By its pidfd, which cannot mean another process: it may just have ended.
+			_ = command.Signal(sig)
+		}
+	}
+}
+
+// reapUntil reaps children of this process until a certain one has ended, and
+// returns its exit code.
+func reapUntil(pid int) int {
+	for {
+		var ws unix.WaitStatus
+		got, err := unix.Wait4(-1, &ws, 0, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return neverRan // no child at all: it was reaped by nobody
+		case got == pid && ws.Signaled():
+			return 128 + int(ws.Signal())
+		case got == pid && ws.Exited():
+			return ws.ExitStatus()
 		}
 	}
 }
@@ -212,11 +248,15 @@ func writeNames(dir, name string, a api.Attachment) error {
 	for _, addr := range a.Endpoint.Addrs {
 		fmt.Fprintf(&hosts, "%s\t%s\n", netip.Addr(addr), name)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "resolv.conf"), []byte(resolv.String()), 0o644); err != nil {
-		return fmt.Errorf("write the workload's resolv.conf: %w", err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "hosts"), []byte(hosts.String()), 0o644); err != nil {
-		return fmt.Errorf("write the workload's hosts: %w", err)
+	for file, text := range map[string]string{"resolv.conf": resolv.String(), "hosts": hosts.String()} {
+		path := filepath.Join(dir, file)
+		err := os.WriteFile(path, []byte(text), 0o644)
+		if err == nil {
+			err = os.Chmod(path, 0o644) // whatever the umask: not every workload is root
+		}
+		if err != nil {
+			return fmt.Errorf("write the workload's %s: %w", file, err)
+		}
 	}
 	return nil
 }

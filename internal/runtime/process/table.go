@@ -30,11 +30,11 @@ func NewTable(runDir string) *Table { return &Table{runDir} }
 
 // List returns every workload with a directory, sorted by name.
 func (t *Table) List() ([]api.Workload, error) {
-	states, err := t.states()
+	states, broken, err := t.states()
 	if err != nil {
 		return nil, err
 	}
-	var all []api.Workload
+	all := broken
 	for _, s := range states {
 		w := api.Workload{
 			Name: s.Name, PID: s.Process, Command: s.Command, Started: s.Started, State: "running",
@@ -45,32 +45,35 @@ func (t *Table) List() ([]api.Workload, error) {
 		}
 		all = append(all, w)
 	}
+	slices.SortFunc(all, func(a, b api.Workload) int { return strings.Compare(a.Name, b.Name) })
 	return all, nil
 }
 
 // states reads the state files. A directory without one belongs to a client
-// that is just making it, or died doing so; Start deals with those.
-func (t *Table) states() ([]State, error) {
+// that is just making it, or died doing so; Start deals with those. One that
+// cannot be read is listed apart: it must not hide the others.
+func (t *Table) states() (states []State, broken []api.Workload, err error) {
 	dirs, err := os.ReadDir(filepath.Join(t.runDir, "workloads"))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list workloads: %w", err)
+		return nil, nil, fmt.Errorf("list workloads: %w", err)
 	}
-	var all []State
 	for _, d := range dirs {
-		s, err := load(workloadDir(t.runDir, d.Name()))
-		if errors.Is(err, os.ErrNotExist) {
+		if !d.IsDir() {
 			continue
 		}
-		if err != nil {
-			return nil, fmt.Errorf("list workloads: %w", err)
+		s, err := load(workloadDir(t.runDir, d.Name()))
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+		case err != nil:
+			broken = append(broken, api.Workload{Name: d.Name(), State: "unknown"})
+		default:
+			states = append(states, s)
 		}
-		all = append(all, s)
 	}
-	slices.SortFunc(all, func(a, b State) int { return strings.Compare(a.Name, b.Name) })
-	return all, nil
+	return states, broken, nil
 }
 
 // Stop asks a workload's supervisor to end it, kills everything in its cgroup
@@ -98,14 +101,23 @@ func (t *Table) Stop(ctx context.Context, name string, grace time.Duration) erro
 		return fmt.Errorf("signal the supervisor of %s: %w", name, err)
 	}
 	gone, err := waitPIDs(ctx, []int{fd}, grace)
-	if err != nil || gone {
-		return errors.Join(err, killCgroup(s.Cgroup))
+	switch {
+	case err != nil:
+		return err // a caller that gives up has asked for grace, not for a kill
+	case gone:
+		return killCgroup(s.Cgroup) // for a supervisor that was killed meanwhile
+	}
+	// With the command killed, its supervisor ends by itself and records it.
+	if _, err := killEach(s.Cgroup, s.Supervisor.Number); err != nil {
+		return err
+	}
+	if gone, err = waitPIDs(ctx, []int{fd}, killWait); err != nil || gone {
+		return err
 	}
 	if err := killCgroup(s.Cgroup); err != nil {
 		return err
 	}
-	// The supervisor may be outside of a cgroup that could not be made.
-	_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // somebody may have moved it out of the cgroup
 	if gone, err := waitPIDs(ctx, []int{fd}, killWait); err != nil || !gone {
 		return errors.Join(err, fmt.Errorf("workload %s: killed, but process %d is still there after %s", name, s.Supervisor.Number, killWait))
 	}
@@ -155,7 +167,7 @@ func (t *Table) Changed(ctx context.Context) <-chan struct{} {
 
 // waitOnce watches the supervisors that live now for as long as rescan.
 func (t *Table) waitOnce(ctx context.Context) bool {
-	states, err := t.states()
+	states, _, err := t.states()
 	if err != nil {
 		states = nil // unreadable now; the next round may do better
 	}
@@ -181,6 +193,9 @@ func (t *Table) waitOnce(ctx context.Context) bool {
 
 // openPID opens a living process; -1 means that it has ended.
 func openPID(p PID) (int, error) {
+	if p.Number <= 0 {
+		return -1, nil
+	}
 	fd, err := unix.PidfdOpen(p.Number, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return -1, nil
@@ -195,21 +210,20 @@ func openPID(p PID) (int, error) {
 	return fd, nil
 }
 
-// pollStep bounds one poll, so that a cancelled context is noticed.
-const pollStep = 100 * time.Millisecond
-
 // waitPIDs waits until one of the processes has ended, or for d.
 func waitPIDs(ctx context.Context, fds []int, d time.Duration) (gone bool, err error) {
-	polls := make([]unix.PollFd, len(fds))
-	for i, fd := range fds {
-		polls[i] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
+	cancelled, stop, err := doneFile(ctx)
+	if err != nil {
+		return false, fmt.Errorf("wait for processes: %w", err)
+	}
+	defer stop()
+	polls := []unix.PollFd{{Fd: int32(cancelled), Events: unix.POLLIN}}
+	for _, fd := range fds {
+		polls = append(polls, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
 	}
 	for end := time.Now().Add(d); ; {
-		left := min(time.Until(end), pollStep)
-		if left < 0 {
-			return false, nil
-		}
-		n, err := unix.Poll(polls, int(left.Milliseconds())+1)
+		left := max(time.Until(end), 0)
+		n, err := unix.Poll(polls, int((left+time.Millisecond-1)/time.Millisecond))
 		switch {
 		case ctx.Err() != nil:
 			return false, ctx.Err()
@@ -218,6 +232,27 @@ func waitPIDs(ctx context.Context, fds []int, d time.Duration) (gone bool, err e
 			return false, fmt.Errorf("wait for processes: %w", err)
 		case n > 0:
 			return true, nil
+		case left == 0:
+			return false, nil
 		}
 	}
+}
+
+// doneFile returns a file that is readable once ctx is done, for poll(2).
+func doneFile(ctx context.Context) (fd int, stop func(), err error) {
+	fd, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return -1, nil, err
+	}
+	told := make(chan struct{})
+	forget := context.AfterFunc(ctx, func() {
+		defer close(told)
+		_, _ = unix.Write(fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // a counter with room for it
+	})
+	return fd, func() {
+		if !forget() {
+			<-told // it uses the file
+		}
+		_ = unix.Close(fd)
+	}, nil
 }
