@@ -175,28 +175,16 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 func (b *Balancer) reconcile(ctx context.Context, snap *state.Snapshot, scopes []Scope) error {
 	if b.readBack {
 		if err := b.adopt(); err != nil {
-			b.report(err)
-			return err
+			return b.report(err)
 		}
 	}
-	addrs, err := b.cfg.Local.Addrs()
-	if err != nil {
-		err = fmt.Errorf("list the host's addresses: %w", err)
-		b.report(err)
-		return err
-	}
 	_, endpoints := snap.Endpoints()
-	now := basis{callers: know(snap, scopes), addrs: addrs, endpoints: endpoints.Index}
+	now := basis{callers: know(snap, scopes), endpoints: endpoints.Index}
 	moved := now.endpoints != b.basis.endpoints
-	all := b.unpruned || !reflect.DeepEqual(now.callers, b.basis.callers) || !slices.Equal(now.addrs, b.basis.addrs)
-	b.basis = now
+	all := b.unpruned || !reflect.DeepEqual(now.callers, b.basis.callers)
 
 	var gone []netip.AddrPort
 	b.round++
-	if g := b.groups[portsGroup]; all || moved || g.err != nil {
-		b.program(portsGroup, b.planPorts(snap, now))
-	}
-	b.groups[portsGroup].round = b.round
 	services, _ := snap.Services()
 	for _, s := range services {
 		if g := b.groups[s.Name]; all || g == nil || g.source != s || g.err != nil || moved && !g.inPlace(snap) {
@@ -204,20 +192,36 @@ func (b *Balancer) reconcile(ctx context.Context, snap *state.Snapshot, scopes [
 		}
 		b.groups[s.Name].round = b.round
 	}
-	if len(b.groups) > len(services)+1 {
+	stale := len(b.groups) - len(services)
+	if b.groups[portsGroup] != nil {
+		stale--
+	}
+	if stale > 0 {
 		for name, g := range b.groups {
-			if g.round != b.round {
+			if g.round != b.round && name != portsGroup {
 				gone = append(gone, b.program(name, plan{})...)
 			}
 		}
 	}
-	pruned := b.prune()
+	// Services come before this: the list of addresses waits for a lock of the
+	// kernel's that the end of a namespace holds for long, just when an instance
+	// has to be taken out.
+	var err error
+	if now.addrs, err = b.cfg.Local.Addrs(); err != nil {
+		err = fmt.Errorf("list the host's addresses: %w", err)
+	} else {
+		if g := b.groups[portsGroup]; all || moved || g == nil || g.err != nil || !slices.Equal(now.addrs, b.basis.addrs) {
+			b.program(portsGroup, b.planPorts(snap, now))
+		}
+		b.basis = now
+		err = b.prune()
+	}
 	for _, a := range gone {
 		if b.instances[a] == 0 { // no service took it over
 			b.cfg.Local.Gone(ctx, a)
 		}
 	}
-	return b.report(pruned)
+	return b.report(err)
 }
 
 // program brings one group's frontends about. It returns the instances that no

@@ -475,11 +475,50 @@ func TestGoneComesLast(t *testing.T) {
 	})
 }
 
+// An instance is taken out while the host's addresses cannot be listed.
+func TestServicesDoNotWaitForAddrs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		let := make(chan struct{}, 1)
+		let <- struct{}{}
+		st := state.New()
+		maps := datapath.NewFake()
+		b := lb.New(lb.Config{Node: "n1", State: st, Maps: maps, Local: &host{addrs: func() { <-let }}, Log: slog.New(slog.DiscardHandler)})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- b.Run(ctx, func() {}) }()
+		in := model.Instance{Node: "n1", ID: "a", Service: "web", Port: 80, Address: "192.0.2.7", Weights: model.DefaultWeights}
+		check := model.Check{Node: "n1", ID: "c", ServiceID: "a", Status: model.Critical}
+		st.Reset(1, []state.Change{{Instance: &in}, {VIP: &model.VIP{Service: "web", V4: netip.MustParseAddr("240.0.0.1")}}})
+		synctest.Wait()
+		if dump, _ := datapath.Dump(maps); !strings.Contains(dump, "192.0.2.7:80*1") {
+			t.Fatalf("the instance is not given out:\n%s", dump)
+		}
+		st.Apply(2, []state.Change{{Check: &check}})
+		synctest.Wait()
+		if dump, _ := datapath.Dump(maps); strings.Contains(dump, "192.0.2.7:80*1") {
+			t.Errorf("the critical instance is still given out:\n%s", dump)
+		}
+		close(let)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // host is a node without workloads.
-type host struct{ gone func(netip.AddrPort) }
+type host struct {
+	gone  func(netip.AddrPort)
+	addrs func()
+}
 
 func (h *host) Scopes() ([]lb.Scope, <-chan struct{}) { return []lb.Scope{{ID: 1, Host: true}}, nil }
-func (h *host) Addrs() ([]netip.Addr, error)          { return nil, nil }
+func (h *host) Addrs() ([]netip.Addr, error) {
+	if h.addrs != nil {
+		h.addrs()
+	}
+	return nil, nil
+}
 func (h *host) Gone(_ context.Context, at netip.AddrPort) {
 	if h.gone != nil {
 		h.gone(at)
