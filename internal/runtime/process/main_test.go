@@ -253,23 +253,12 @@ func (w *world) state(name string) process.State {
 	return s
 }
 
-// ended waits until a workload has ended with its supervisor.
-func (w *world) ended(name string) {
-	w.t.Helper()
-	testlab.Eventually(w.t, limit, func() error {
-		if got := w.listed(name).State; got != "exited" {
-			return fmt.Errorf("%s is %s", name, got)
-		}
-		return nil
-	})
-}
-
 // gone waits until a process is no more.
 func (w *world) gone(pid int) {
 	w.t.Helper()
 	testlab.Eventually(w.t, limit, func() error {
 		if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("process %d is still there (%v)", pid, err)
+			return errors.Join(fmt.Errorf("process %d is still there", pid), err)
 		}
 		return nil
 	})

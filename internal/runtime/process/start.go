@@ -107,7 +107,7 @@ func claimDir(spec Spec) error {
 	if err != nil {
 		return fmt.Errorf("run directory: %w", err)
 	}
-	defer all.Close() //nolint:errcheck // which gives up the lock
+	defer all.Close() // which gives up the lock
 	if err := unix.Flock(int(all.Fd()), unix.LOCK_EX); err != nil {
 		return fmt.Errorf("lock %s: %w", all.Name(), err)
 	}
@@ -130,18 +130,18 @@ func startSupervisor(spec Spec) (*Started, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer cg.Close() //nolint:errcheck // a directory
+	defer cg.Close() // a directory
 	controlR, controlW, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("start the supervisor: %w", err)
 	}
-	defer controlR.Close() //nolint:errcheck // the supervisor has its own
+	defer controlR.Close() // the supervisor has its own
 	reportR, reportW, err := os.Pipe()
 	if err != nil {
 		_ = controlW.Close()
 		return nil, fmt.Errorf("start the supervisor: %w", err)
 	}
-	defer reportW.Close() //nolint:errcheck // the supervisor has its own
+	defer reportW.Close() // the supervisor has its own
 
 	// What else the client was started with, such as a lock that a script holds,
 	// is not the workload's; Go's own files are marked already.
@@ -159,7 +159,7 @@ func startSupervisor(spec Spec) (*Started, error) {
 		if err != nil {
 			return nil, errors.Join(err, controlW.Close(), reportR.Close())
 		}
-		defer log.Close() //nolint:errcheck // the supervisor has its own
+		defer log.Close() // the supervisor has its own
 		cmd.Stdout, cmd.Stderr = log, log
 	} else {
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -170,7 +169,7 @@ func (s *supervisor) start(a api.Attachment) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer failR.Close() //nolint:errcheck // read to its end
+	defer failR.Close() // read to its end
 	cmd := exec.Command("/proc/self/exe", append([]string{InitCommand, s.dir, boolWord(s.spec.PIDNamespace)}, s.spec.Command...)...)
 	cmd.Args[0] = "fairlead"
 	cmd.Env, cmd.Dir = s.spec.Env, s.spec.Dir
@@ -246,7 +245,7 @@ func writeNames(dir, name string, a api.Attachment) error {
 	}
 	hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
 	for _, addr := range a.Endpoint.Addrs {
-		fmt.Fprintf(&hosts, "%s\t%s\n", netip.Addr(addr), name)
+		fmt.Fprintf(&hosts, "%s\t%s\n", addr, name)
 	}
 	for file, text := range map[string]string{"resolv.conf": resolv.String(), "hosts": hosts.String()} {
 		path := filepath.Join(dir, file)

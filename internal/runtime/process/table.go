@@ -96,7 +96,7 @@ func (t *Table) Stop(ctx context.Context, name string, grace time.Duration) erro
 	if fd < 0 { // the supervisor is gone; its children got its death signal
 		return killCgroup(s.Cgroup)
 	}
-	defer unix.Close(fd) //nolint:errcheck // a pidfd
+	defer unix.Close(fd) // a pidfd
 	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("signal the supervisor of %s: %w", name, err)
 	}
