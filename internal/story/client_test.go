@@ -18,9 +18,9 @@ import (
 // official is the official Go client of Consul, with connections that start inside the agent's host.
 func official(a *agent) *consul.Client {
 	a.t.Helper()
-	c, err := consul.NewClient(&consul.Config{
-		Address: httpAddr, Transport: &http.Transport{DialContext: a.dial, DisableKeepAlives: true},
-	})
+	transport := &http.Transport{DialContext: a.dial}
+	a.t.Cleanup(transport.CloseIdleConnections)
+	c, err := consul.NewClient(&consul.Config{Address: httpAddr, Transport: transport})
 	if err != nil {
 		a.t.Fatal(err)
 	}

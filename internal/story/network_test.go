@@ -42,6 +42,7 @@ func TestNetwork(t *testing.T) {
 	a.run("my-network", "web-1", append(check, "--ip", "10.20.0.11", "--ip", "fd20::11", "-p", "8080:80", "-p", "8080:80/udp", "--expose", "any")...)
 	a.run("my-network", "web-2", append(check, "--ip", "10.20.0.12", "--ip", "fd20::12", "-p", "8081:80", "-p", "8081:80/udp", "--expose", "lan")...)
 	a.run("my-network", "cl", "--ip", "10.20.0.20", "--ip", "fd20::20", "-p", "8082:80", "-p", "8082:80/udp")
+	a.serving("cl")
 	testlab.Eventually(t, settleLimit, func() error {
 		if got := a.dig("web.service.consul"); got != "10.20.0.11\n10.20.0.12" {
 			return fmt.Errorf("healthy instances by DNS: %q", got)

@@ -62,11 +62,11 @@ func serve(name string, addrs []string) error {
 	signal.Notify(crash, syscall.SIGUSR1)
 	var listeners []net.Listener
 	for _, addr := range addrs {
-		l, err := net.Listen("tcp", addr)
+		p, err := net.ListenPacket("udp", addr) // first, so that whoever sees the other answer knows of both
 		if err != nil {
 			return err
 		}
-		p, err := net.ListenPacket("udp", addr)
+		l, err := net.Listen("tcp", addr)
 		if err != nil {
 			return err
 		}
