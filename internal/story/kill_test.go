@@ -25,22 +25,37 @@ func TestInstanceKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	t.Run("its server stops", func(t *testing.T) {
 		t.Parallel()
-		killedUnderLoad(t, func(a *agent, name string) error {
+		untilQuiet(t, func(a *agent, name string) error {
 			return syscall.Kill(a.workload(name).PID, syscall.SIGUSR1)
 		})
 	})
 	t.Run("its workload is killed", func(t *testing.T) {
 		t.Parallel()
-		killedUnderLoad(t, func(a *agent, name string) error {
+		untilQuiet(t, func(a *agent, name string) error {
 			return os.WriteFile(filepath.Join(a.workload(name).Cgroup, "cgroup.kill"), []byte("1"), 0)
 		})
 	})
 }
 
-func killedUnderLoad(t *testing.T, kill func(a *agent, name string) error) {
+// untilQuiet repeats what a machine too busy for the checks of the other instances has spoilt: with all of them critical the VIP
+// refuses, which is no connection to the killed one.
+func untilQuiet(t *testing.T, kill func(a *agent, name string) error) {
+	for range 4 {
+		others := killedUnderLoad(t, kill)
+		if others == "" {
+			return
+		}
+		t.Logf("once more, since the machine is too busy: %s", others)
+	}
+	t.Fatal("the machine is too busy for this test")
+}
+
+// killedUnderLoad returns what was wrong with the other instances meanwhile.
+func killedUnderLoad(t *testing.T, kill func(a *agent, name string) error) (others string) {
 	const rate = 500
 	const victim = "web-2"
 	a := newAgent(t, testlab.New(t).Host("n1"))
+	defer a.down()
 	a.webs(3)
 	a.run("my-network", "cl")
 	address := a.workload(victim).Endpoints[0].Addrs[0].String()
@@ -79,6 +94,11 @@ func killedUnderLoad(t *testing.T, kill func(a *agent, name string) error) {
 	flowing(t, 2*rate, load)
 	all := finish(t, load)
 
+	for line := range strings.Lines(a.log()) {
+		if strings.Contains(line, "to=critical") && !strings.Contains(line, "service="+victim+" ") {
+			return line
+		}
+	}
 	bad := failed(all)
 	var late []try
 	for _, c := range all {
@@ -102,6 +122,7 @@ func killedUnderLoad(t *testing.T, kill func(a *agent, name string) error) {
 	if len(after) != 2 || after["web-1"] == 0 || after["web-3"] == 0 {
 		t.Errorf("connections went to %v afterwards", after)
 	}
+	return ""
 }
 
 func lastStart(all []try, since time.Duration) time.Duration {
