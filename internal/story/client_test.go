@@ -108,11 +108,11 @@ func clientHealth(t *testing.T, c *consul.Client) {
 		update func(id, note string) error
 		want   []string // passing afterwards
 	}{
-		{"web-1", consul.HealthPassing, c.Agent().PassTTL, []string{"web-1"}}, //nolint:staticcheck // older programs use these
+		{"web-1", consul.HealthPassing, c.Agent().PassTTL, []string{"web-1"}},
 		{"web-2", consul.HealthPassing, func(id, note string) error { return c.Agent().UpdateTTL(id, note, "pass") }, []string{"web-1", "web-2"}},
-		{"web-1", consul.HealthWarning, c.Agent().WarnTTL, []string{"web-2"}}, //nolint:staticcheck // as above
-		{"web-2", consul.HealthCritical, c.Agent().FailTTL, nil},              //nolint:staticcheck // as above
-		{"web-1", consul.HealthPassing, c.Agent().PassTTL, []string{"web-1"}}, //nolint:staticcheck // as above
+		{"web-1", consul.HealthWarning, c.Agent().WarnTTL, []string{"web-2"}},
+		{"web-2", consul.HealthCritical, c.Agent().FailTTL, nil},
+		{"web-1", consul.HealthPassing, c.Agent().PassTTL, []string{"web-1"}},
 	} {
 		note := "it is " + step.status
 		must(t, step.update("service:"+step.id, note))
