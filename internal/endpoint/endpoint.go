@@ -197,7 +197,7 @@ func (s *Set) Attach(ctx context.Context, r model.Endpoint, want []netip.Addr) (
 	}
 	e, err = s.attach(ctx, e, want)
 	if err != nil {
-		return model.Endpoint{}, fmt.Errorf("attach %s to network %s: %w", r.Workload, r.Network, err)
+		return model.Endpoint{}, fmt.Errorf("attach %s to %s: %w", r.Workload, r.Network, err)
 	}
 	return e, nil
 }
@@ -214,7 +214,7 @@ func (s *Set) attach(ctx context.Context, e model.Endpoint, want []netip.Addr) (
 	snap := s.cfg.State.Snapshot()
 	n, _ := snap.Network(e.Network)
 	if n == nil {
-		return e, fmt.Errorf("%w; 'fairlead network ls' lists them, 'fairlead network create %s' makes it", ErrNoNetwork, e.Network)
+		return e, fmt.Errorf("network %q: %w; 'fairlead network ls' lists them, 'fairlead network create %s' makes it", e.Network, ErrNoNetwork, e.Network)
 	}
 	if err := s.usable(n); err != nil {
 		return e, err
@@ -322,10 +322,10 @@ func (s *Set) draft(r model.Endpoint) (model.Endpoint, error) {
 
 func (s *Set) usable(n *model.Network) error {
 	if n.Driver != model.DriverBridge {
-		return fmt.Errorf("%w (%q)", ErrDriver, n.Driver)
+		return fmt.Errorf("network %q has driver %q: %w", n.Name, n.Driver, ErrDriver)
 	}
 	if n.Node != s.cfg.Node {
-		return fmt.Errorf("%w (%q)", ErrOtherNode, n.Node)
+		return fmt.Errorf("network %q is on node %q: %w", n.Name, n.Node, ErrOtherNode)
 	}
 	return nil
 }
@@ -366,7 +366,7 @@ func (s *Set) Detach(ctx context.Context, id model.EndpointID) error {
 		return fmt.Errorf("endpoint %s is on node %q: %w", id, e.Node, ErrNotThisNode)
 	}
 	if err := s.remove(ctx, *e); err != nil {
-		return fmt.Errorf("detach %s from network %s: %w", e.Workload, e.Network, err)
+		return fmt.Errorf("detach %s from %s: %w", e.Workload, e.Network, err)
 	}
 	return nil
 }

@@ -67,7 +67,7 @@ func TestAttachRollsBack(t *testing.T) {
 				w.fail(tt.op, tt.failure)
 				r := w.request("a")
 				r.Ports = []model.PublishedPort{{HostPort: 8080, Port: 80}, {HostPort: 8080, Port: 80, Proto: model.UDP}}
-				if _, err := w.set.Attach(t.Context(), r, nil); !errors.Is(err, errTest) || !strings.Contains(err.Error(), "attach a to network web") {
+				if _, err := w.set.Attach(t.Context(), r, nil); !errors.Is(err, errTest) || !strings.Contains(err.Error(), "attach a to web") {
 					t.Errorf("Attach = %v", err)
 				}
 				synctest.Wait()

@@ -78,7 +78,7 @@ func (s *Set) RemoveNetwork(ctx context.Context, name model.NetworkName) error {
 		return fmt.Errorf("network %q: %w", name, ErrNoNetwork)
 	}
 	if err := s.usable(n); err != nil {
-		return fmt.Errorf("network %q: %w", name, err)
+		return err
 	}
 	if _, err := s.cfg.Registry.DeleteNetwork(ctx, name); err != nil {
 		return fmt.Errorf("remove network %s: %w", name, err)
