@@ -43,6 +43,12 @@ type agent struct {
 // and the host must then be as it was before; so wires and whatever else the test itself puts there come first.
 func newAgent(t testing.TB, h *testlab.Host, flags ...string) *agent {
 	t.Helper()
+	testlab.Eventually(t, settleLimit, func() error { // an address has its routes when nobody else turned out to have it
+		if out := h.Exec("ip", "-o", "-6", "addr", "show", "tentative"); out != "" {
+			return fmt.Errorf("addresses of %s that are not settled:\n%s", h.Name(), out)
+		}
+		return nil
+	})
 	a := &agent{t: t, host: h, flags: flags, before: h.Inventory()}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -192,6 +198,9 @@ func (a *agent) try(method, path, body string) (status int, answer string, err e
 	req, err := http.NewRequestWithContext(context.Background(), method, "http://"+httpAddr+path, strings.NewReader(body))
 	if err != nil {
 		return 0, "", err
+	}
+	if body != "" && strings.HasPrefix(path, api.Prefix) {
+		req.Header.Set("Content-Type", "application/json") // the native API takes nothing else
 	}
 	client := a.client()
 	defer client.CloseIdleConnections()

@@ -262,7 +262,7 @@ func TestReadersAndRoot(t *testing.T) {
 		{"http://127.0.0.1:8500", `{"name": "x"}`, "403"},
 		{"http://127.0.0.1:8500", `{`, "403"}, // before the body is looked at
 	} {
-		_, stderr, err := nobody("busybox", "wget", "-q", "-O-", "--post-data", c.body, c.url+api.Prefix+"/networks")
+		_, stderr, err := nobody("busybox", "wget", "-q", "-O-", "--header", "Content-Type: application/json", "--post-data", c.body, c.url+api.Prefix+"/networks")
 		if err == nil || !strings.Contains(stderr, c.want) {
 			t.Errorf("nobody posts to %s: %v\n%s", c.url, err, stderr)
 		}
