@@ -278,29 +278,33 @@ func TestGoneInstanceEndsItsConnections(t *testing.T) {
 		conns[string(buf[:n])] = append(conns[string(buf[:n])], c)
 	}
 	w.must(w.k.SetFrontend(f, datapath.FrontendOK, backends(b)))
-	cookies, err := w.k.PickedTo(a, datapath.TCP)
+	picks, err := w.k.PickedTo(a)
 	w.must(err)
-	if len(cookies) != len(conns[a.String()]) {
-		t.Fatalf("%d sockets were picked to %s, found %v", len(conns[a.String()]), a, cookies)
+	if len(picks) != len(conns[a.String()]) {
+		t.Fatalf("%d sockets were picked to %s, found %v", len(conns[a.String()]), a, picks)
 	}
-	if other, err := w.k.PickedTo(a, datapath.UDP); err != nil || len(other) != 0 {
-		t.Errorf("UDP sockets picked to %s: %v, %v", a, other, err)
+	if both, err := w.k.PickedTo(a, b); err != nil || len(both) != len(conns[a.String()])+len(conns[b.String()]) {
+		t.Errorf("sockets picked to %s and %s: %v, %v", a, b, both, err)
 	}
 	elsewhere := w.host.Namespace("elsewhere")
 	w.must(elsewhere.Do(func() error {
-		n, err := datapath.DestroySockets(cookies, a)
+		n, err := datapath.DestroySockets(picks)
 		if n != 0 {
 			t.Errorf("ended %d sockets of another namespace", n)
 		}
 		return err
 	}))
 	w.do(func() error {
-		if n, err := datapath.DestroySockets(cookies, b); n != 0 || err != nil {
+		elsewhere := slices.Clone(picks)
+		for i := range elsewhere {
+			elsewhere[i].Instance = b
+		}
+		if n, err := datapath.DestroySockets(elsewhere); n != 0 || err != nil {
 			t.Errorf("ended %d sockets that are connected elsewhere, %v", n, err)
 		}
-		n, err := datapath.DestroySockets(cookies, a)
-		if n != len(cookies) {
-			t.Errorf("ended %d of %d sockets", n, len(cookies))
+		n, err := datapath.DestroySockets(picks)
+		if n != len(picks) {
+			t.Errorf("ended %d of %d sockets", n, len(picks))
 		}
 		return err
 	})
@@ -362,9 +366,9 @@ func TestSocketsThatShareAPlaceAreBothRemembered(t *testing.T) {
 			if sa, err := unix.Getpeername(fd); err != nil || sa.(*unix.SockaddrInet4).Addr != to.Addr {
 				t.Errorf("getpeername: %+v, %v", sa, err)
 			}
-			cookies, err := w.k.PickedTo(a, datapath.TCP)
-			if len(cookies) != held+1 {
-				t.Errorf("found %d of %d sockets", len(cookies), held+1)
+			picks, err := w.k.PickedTo(a)
+			if len(picks) != held+1 {
+				t.Errorf("found %d of %d sockets", len(picks), held+1)
 			}
 			return err
 		}

@@ -1,9 +1,11 @@
 package datapath
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -12,15 +14,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// PickedTo returns the cookies of the sockets, in all network namespaces, whose last connection to a frontend was sent to addr. They may
-// have connected elsewhere since. For DestroySockets, when an instance is gone. UDP sockets that only send (sendto) are not among them: they get another instance with
-// their next datagram.
-func (k *Kernel) PickedTo(addr netip.AddrPort, proto uint8) ([]uint64, error) {
-	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
-	var out []uint64
+// Pick is a connected socket and the instance that its connection was sent to.
+type Pick struct {
+	Cookie   uint64 // SO_COOKIE
+	Instance netip.AddrPort
+}
+
+// PickedTo returns the sockets, in all network namespaces, whose last connection to a frontend was sent to one of the instances. They may
+// have connected elsewhere since. For DestroySockets, when instances are gone: it reads the whole map once, which takes tens of
+// milliseconds. UDP sockets that only send (sendto) are not among them: they get another instance with their next datagram.
+func (k *Kernel) PickedTo(instances ...netip.AddrPort) ([]Pick, error) {
+	wanted := make(map[netip.AddrPort]bool, len(instances))
+	for _, a := range instances {
+		wanted[netip.AddrPortFrom(a.Addr().Unmap(), a.Port())] = true
+	}
+	found := map[Pick]bool{}
 	look := func(p connectPick) {
-		if p.Cookie != 0 && addrPort(p.Backend.W, p.BackendPort) == addr && p.Proto == uint32(proto) {
-			out = append(out, p.Cookie)
+		if at := addrPort(p.Backend.W, p.BackendPort); p.Cookie != 0 && wanted[at] {
+			found[Pick{Cookie: p.Cookie, Instance: at}] = true
 		}
 	}
 	err := readAll(k.maps[connectMapPicks], func(_ uint32, p connectPick) { look(p) })
@@ -28,19 +39,19 @@ func (k *Kernel) PickedTo(addr netip.AddrPort, proto uint8) ([]uint64, error) {
 		err = readAll(k.maps[connectMapMorePicks], func(_ uint64, p connectPick) { look(p) })
 	}
 	if err != nil {
-		return nil, fmt.Errorf("find sockets picked to %s: %w", addr, err)
+		return nil, fmt.Errorf("find sockets picked to %v: %w", instances, err)
 	}
-	slices.Sort(out)
-	return slices.Compact(out), nil
+	return slices.SortedFunc(maps.Keys(found), func(a, b Pick) int {
+		return cmp.Or(cmp.Compare(a.Cookie, b.Cookie), a.Instance.Compare(b.Instance))
+	}), nil
 }
 
-// DestroySockets ends the sockets with these cookies (SO_COOKIE) that are in the network namespace of the calling thread and connected to
-// addr; their owners see ECONNABORTED at once. It returns how many it ended; cookies that are in other namespaces, or gone, are no error.
-func DestroySockets(cookies []uint64, addr netip.AddrPort) (int, error) {
-	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
-	wanted := make(map[uint64]bool, len(cookies))
-	for _, c := range cookies {
-		wanted[c] = true
+// DestroySockets ends those of the sockets that are in the network namespace of the calling thread and still connected to their instance;
+// their owners see ECONNABORTED at once. It returns how many it ended; sockets that are in other namespaces, or gone, are no error.
+func DestroySockets(picks []Pick) (int, error) {
+	wanted := make(map[Pick]bool, len(picks))
+	for _, p := range picks {
+		wanted[p] = true
 	}
 	done := 0
 	for _, kind := range []struct {
@@ -61,7 +72,10 @@ func DestroySockets(cookies []uint64, addr netip.AddrPort) (int, error) {
 		}
 		for _, s := range sockets {
 			to, _ := netip.AddrFromSlice(s.ID.Destination)
-			if !wanted[uint64(s.ID.Cookie[1])<<32|uint64(s.ID.Cookie[0])] || netip.AddrPortFrom(to.Unmap(), s.ID.DestinationPort) != addr {
+			if !wanted[Pick{
+				Cookie:   uint64(s.ID.Cookie[1])<<32 | uint64(s.ID.Cookie[0]),
+				Instance: netip.AddrPortFrom(to.Unmap(), s.ID.DestinationPort),
+			}] {
 				continue
 			}
 			switch err := destroy(kind.proto, s); {

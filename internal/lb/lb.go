@@ -17,6 +17,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -53,9 +54,11 @@ type Node interface {
 	// Addrs lists the host's addresses, loopback included, at which published
 	// ports answer.
 	Addrs() ([]netip.Addr, error)
-	// Gone ends the connections of local callers to an instance that is no more.
-	// By then no frontend leads to it.
-	Gone(ctx context.Context, instance netip.AddrPort)
+	// Gone ends the connections of local callers to instances that are no more. By
+	// then no frontend leads to them. It looks for the connections first and then
+	// asks still, since an instance may have come back meanwhile. Calls do not
+	// overlap.
+	Gone(ctx context.Context, instances []netip.AddrPort, still func(netip.AddrPort) bool)
 }
 
 // Config is what a Balancer is made of.
@@ -72,7 +75,8 @@ type Balancer struct {
 	cfg Config
 	log *slog.Logger
 
-	problems atomic.Pointer[[]string]
+	problems   atomic.Pointer[[]string]
+	undertaker *undertaker
 
 	// What follows belongs to Run's goroutine.
 
@@ -110,7 +114,7 @@ type basis struct {
 // New returns a balancer that has done nothing yet; see Run.
 func New(cfg Config) *Balancer {
 	return &Balancer{
-		cfg: cfg, log: cfg.Log,
+		cfg: cfg, log: cfg.Log, undertaker: newUndertaker(cfg.Local),
 		owners:    map[datapath.Frontend]model.ServiceName{},
 		groups:    map[model.ServiceName]*group{},
 		instances: map[netip.AddrPort]int{},
@@ -135,6 +139,11 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 	case <-ctx.Done():
 		return nil
 	}
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	beside.Go(func() { b.undertaker.run(ctx) })
 	backoff := task.Backoff{Min: 50 * time.Millisecond, Max: 5 * time.Second}
 	resyncs := time.NewTimer(task.Jitter(resync))
 	defer resyncs.Stop()
@@ -145,7 +154,7 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 		_, networks := snap.Networks()
 		_, endpoints := snap.Endpoints()
 		var retry <-chan time.Time
-		if err := b.reconcile(ctx, snap, scopes); err != nil {
+		if err := b.reconcile(snap, scopes); err != nil {
 			b.log.Warn("program the balancer", "index", snap.Index(), "error", err)
 			retry = time.After(backoff.Next())
 		} else {
@@ -172,7 +181,7 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 // reconcile makes the frontends what the snapshot wants, and ends the connections
 // to instances that no service lists any more. What fails is left for the next
 // round, which does it first of all it finds.
-func (b *Balancer) reconcile(ctx context.Context, snap *state.Snapshot, scopes []Scope) error {
+func (b *Balancer) reconcile(snap *state.Snapshot, scopes []Scope) error {
 	if b.readBack {
 		if err := b.adopt(); err != nil {
 			return b.report(err)
@@ -216,11 +225,9 @@ func (b *Balancer) reconcile(ctx context.Context, snap *state.Snapshot, scopes [
 		b.basis = now
 		err = b.prune()
 	}
-	for _, a := range gone {
-		if b.instances[a] == 0 { // no service took it over
-			b.cfg.Local.Gone(ctx, a)
-		}
-	}
+	b.undertaker.take(slices.DeleteFunc(gone, func(a netip.AddrPort) bool {
+		return b.instances[a] > 0 // another service took it over
+	}))
 	return b.report(err)
 }
 
@@ -233,6 +240,7 @@ func (b *Balancer) program(name model.ServiceName, p plan) (gone []netip.AddrPor
 		was = &group{}
 	}
 	now := &group{source: p.source, lookups: p.lookups, instances: p.instances}
+	b.undertaker.spare(now.instances)
 	var errs []error
 	for f, e := range p.want {
 		now.frontends = append(now.frontends, f)

@@ -161,10 +161,14 @@ func (w *world) Addrs() ([]netip.Addr, error) {
 	return slices.Clone(w.addrs), nil
 }
 
-func (w *world) Gone(_ context.Context, instance netip.AddrPort) {
+func (w *world) Gone(_ context.Context, instances []netip.AddrPort, still func(netip.AddrPort) bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.gone = append(w.gone, instance.String())
+	for _, a := range instances {
+		if still(a) {
+			w.gone = append(w.gone, a.String())
+		}
+	}
 }
 
 // called counts an operation on the maps and says whether it fails.
@@ -475,6 +479,48 @@ func TestGoneComesLast(t *testing.T) {
 	})
 }
 
+// While connections are being ended, which takes long, the balancer goes on; and
+// an instance that comes back meanwhile keeps the connections it then gets.
+func TestTheBalancerDoesNotWaitForTheGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		looking, look := make(chan struct{}), make(chan struct{})
+		var ended []string
+		st := state.New()
+		maps := datapath.NewFake()
+		b := lb.New(lb.Config{Node: "n1", State: st, Maps: maps, Log: slog.New(slog.DiscardHandler), Local: &host{
+			looking: func() { looking <- struct{}{}; <-look },
+			gone:    func(at netip.AddrPort) { ended = append(ended, at.String()) },
+		}})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- b.Run(ctx, func() {}) }()
+		instance := func(id, addr string) *model.Instance {
+			return &model.Instance{Node: "n1", ID: model.ServiceID(id), Service: "web", Port: 80, Address: addr, Weights: model.DefaultWeights}
+		}
+		a, c := instance("a", "192.0.2.7"), instance("c", "192.0.2.9")
+		st.Reset(1, []state.Change{{Instance: a}, {Instance: c}, {VIP: &model.VIP{Service: "web", V4: netip.MustParseAddr("240.0.0.1")}}})
+		synctest.Wait()
+		st.Apply(2, []state.Change{{Delete: true, Instance: a}})
+		<-looking
+		st.Apply(3, []state.Change{{Delete: true, Instance: c}, {Instance: a}})
+		synctest.Wait()
+		if dump, _ := datapath.Dump(maps); !strings.Contains(dump, "192.0.2.7:80*1") || strings.Contains(dump, "192.0.2.9") {
+			t.Errorf("the maps while connections are being ended:\n%s", dump)
+		}
+		look <- struct{}{} // for a, which is back
+		<-looking
+		look <- struct{}{} // for c
+		synctest.Wait()
+		if want := []string{"192.0.2.9:80"}; !slices.Equal(ended, want) {
+			t.Errorf("ended connections to %v, want %v", ended, want)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // An instance is taken out while the host's addresses cannot be listed.
 func TestServicesDoNotWaitForAddrs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -508,8 +554,9 @@ func TestServicesDoNotWaitForAddrs(t *testing.T) {
 
 // host is a node without workloads.
 type host struct {
-	gone  func(netip.AddrPort)
-	addrs func()
+	gone    func(netip.AddrPort)
+	looking func()
+	addrs   func()
 }
 
 func (h *host) Scopes() ([]lb.Scope, <-chan struct{}) { return []lb.Scope{{ID: 1, Host: true}}, nil }
@@ -519,9 +566,14 @@ func (h *host) Addrs() ([]netip.Addr, error) {
 	}
 	return nil, nil
 }
-func (h *host) Gone(_ context.Context, at netip.AddrPort) {
-	if h.gone != nil {
-		h.gone(at)
+func (h *host) Gone(_ context.Context, instances []netip.AddrPort, still func(netip.AddrPort) bool) {
+	if h.looking != nil {
+		h.looking()
+	}
+	for _, at := range instances {
+		if h.gone != nil && still(at) {
+			h.gone(at)
+		}
 	}
 }
 

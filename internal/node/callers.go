@@ -2,9 +2,11 @@ package node
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/fairlead-net/fairlead/internal/datapath"
 	"github.com/fairlead-net/fairlead/internal/endpoint"
@@ -49,28 +51,30 @@ func (c *callers) Addrs() ([]netip.Addr, error) {
 	return out, nil
 }
 
-// Gone ends local callers' connections to an instance that was removed. They
-// would learn of it minutes later, by their own timeouts.
-func (c *callers) Gone(_ context.Context, instance netip.AddrPort) {
-	var cookies []uint64
-	for _, proto := range []uint8{datapath.TCP, datapath.UDP} {
-		found, err := c.maps.PickedTo(instance, proto)
-		if err != nil {
-			c.log.Warn("find connections to a removed instance", "instance", instance, "error", err)
-			return
-		}
-		cookies = append(cookies, found...)
+// Gone ends local callers' connections to instances that were removed. They would
+// learn of it minutes later, by their own timeouts.
+func (c *callers) Gone(ctx context.Context, instances []netip.AddrPort, still func(netip.AddrPort) bool) {
+	picks, err := c.maps.PickedTo(instances...)
+	if err != nil {
+		c.log.Warn("find connections to removed instances", "instances", instances, "error", err)
+		return
 	}
-	if len(cookies) == 0 {
+	// Asked after looking: whoever connected to one that has come back since is
+	// not among these.
+	picks = slices.DeleteFunc(picks, func(p datapath.Pick) bool { return !still(p.Instance) })
+	if len(picks) == 0 || ctx.Err() != nil {
 		return
 	}
 	for _, path := range append([]string{""}, c.endpoints.Namespaces()...) {
 		err := c.net.InNamespace(path, func() error {
-			_, err := datapath.DestroySockets(cookies, instance)
+			_, err := datapath.DestroySockets(picks)
 			return err
 		})
+		if errors.Is(err, netdrv.ErrNoNamespace) {
+			continue // its workload has just ended, and its connections with it
+		}
 		if err != nil {
-			c.log.Warn("end connections to a removed instance", "instance", instance, "namespace", path, "error", err)
+			c.log.Warn("end connections to removed instances", "instances", instances, "namespace", path, "error", err)
 		}
 	}
 }
