@@ -17,6 +17,9 @@ file /usr/include/bpf/bpf_helpers.h libbpf-dev
 file /usr/include/linux/bpf.h       linux-libc-dev
 python consul            python3-consul
 command make             make
+command curl             curl
+command nsenter          util-linux
+file /usr/lib/cni/bridge containernetworking-plugins
 '
 
 export PATH="$PATH:/usr/sbin:/sbin" # where Debian keeps ip, nft and radvd
