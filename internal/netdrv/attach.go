@@ -144,7 +144,10 @@ func (a *attachment) do() error {
 		return err
 	}
 	a.result.IfName = peer.Attrs().Name
-	return a.configure(links, peer)
+	if err := a.configure(links, peer); err != nil {
+		return err
+	}
+	return a.awaitCarrier(peer)
 }
 
 // namespaceCookie is the cookie of the calling thread's network namespace.
