@@ -184,7 +184,7 @@ func (a *agent) untilNotAnswered(ctx context.Context, name, address string) erro
 		m.SetQuestion(name, miekg.TypeA)
 		r, _, err := client.ExchangeWithConnContext(ctx, m, conn)
 		if err != nil || r.Rcode != miekg.RcodeSuccess || len(r.Answer) == 0 {
-			return false, fmt.Errorf("%s: %v %v", name, r, err)
+			return false, fmt.Errorf("%s: %v %v", name, r, err) //nolint:errorlint // it may be nil
 		}
 		return !slices.ContainsFunc(r.Answer, func(rr miekg.RR) bool {
 			x, ok := rr.(*miekg.A)

@@ -155,7 +155,7 @@ func (a *agent) collected(name string) {
 			return fmt.Errorf("links:\n%s", out)
 		}
 		if _, err := os.Stat(a.runDir() + "/workloads/" + name); !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("its directory: %v", err)
+			return fmt.Errorf("its directory: %v", err) //nolint:errorlint // it may be nil
 		}
 		return nil
 	})
