@@ -142,6 +142,9 @@ func (c *Client) DoHeader(ctx context.Context, method, path string, body []byte)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s %s: %w", method, path, err)
 	}
+	if strings.HasPrefix(path, Prefix+"/") && len(body) > 0 {
+		req.Header.Set("Content-Type", "application/json") // or the agent takes it for a web page's
+	}
 	res, err := c.http.Do(req)
 	if err != nil {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {

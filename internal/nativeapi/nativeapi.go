@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"time"
@@ -165,14 +166,23 @@ func body[T any](r *http.Request) (T, error) {
 	var v T
 	d := json.NewDecoder(r.Body)
 	d.DisallowUnknownFields()
-	if err := d.Decode(&v); err != nil {
-		var big *http.MaxBytesError
-		if errors.As(err, &big) {
-			return v, refuse(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes", big.Limit)
-		}
-		return v, refuse(http.StatusBadRequest, "malformed body: %w", err)
+	err := d.Decode(&v)
+	if errors.Is(err, io.EOF) {
+		return v, refuse(http.StatusBadRequest, "the body is empty")
 	}
-	return v, nil
+	if err == nil {
+		if _, err = d.Token(); errors.Is(err, io.EOF) {
+			return v, nil
+		}
+		if err == nil {
+			err = errors.New("something follows the value")
+		}
+	}
+	var big *http.MaxBytesError
+	if errors.As(err, &big) {
+		return v, refuse(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes", big.Limit)
+	}
+	return v, refuse(http.StatusBadRequest, "malformed body: %w", err)
 }
 
 func (h *handler) attach(r *http.Request) (any, error) {
