@@ -66,7 +66,7 @@ func runInside(ctx context.Context, out io.Writer, dir, cgroup string) error {
 	if err != nil {
 		return fmt.Errorf("enter the demo's cgroup: %w", err)
 	}
-	defer cg.Close() //nolint:errcheck // a directory
+	defer cg.Close() // a directory
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find this program: %w", err)

@@ -92,7 +92,7 @@ func loopbackUp() error {
 	if err != nil {
 		return fmt.Errorf("set the loopback up: %w", err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // used for one request
+	defer unix.Close(fd) // used for one request
 	lo, err := unix.NewIfreq("lo")
 	if err != nil {
 		return fmt.Errorf("set the loopback up: %w", err)
@@ -110,7 +110,7 @@ func (s *stage) startAgent(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start the agent: %w", err)
 	}
-	defer cg.Close() //nolint:errcheck // a directory
+	defer cg.Close() // a directory
 	s.agent = exec.Command(s.self, "agent")
 	s.agent.Env, s.agent.Stdout, s.agent.Stderr = s.env, s.log, s.log
 	s.agent.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cg.Fd())}

@@ -70,7 +70,7 @@ func stopAgent(ctx context.Context, cfg Config) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the agent: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close() // read only
 	free := func() bool { return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil }
 	if free() {
 		return nil, nil
@@ -83,7 +83,7 @@ func stopAgent(ctx context.Context, cfg Config) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stop the agent (pid %d): %w", pid, err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // a pidfd
+	defer unix.Close(fd) // a pidfd
 	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return nil, fmt.Errorf("stop the agent (pid %d): %w", pid, err)
 	}

@@ -84,7 +84,7 @@ func CgroupRoot() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("find the cgroup v2 hierarchy: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close() // read only
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		before, after, ok := strings.Cut(lines.Text(), " - ")
@@ -208,7 +208,7 @@ func lockRunDir(dir string) (*runLock, error) {
 		return nil, fmt.Errorf("run-dir: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		defer f.Close() //nolint:errcheck // the lock is another's
+		defer f.Close() // the lock is another's
 		if pid := pidIn(f); pid > 0 && errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("run-dir %s is in use by another agent (pid %d); stop it, or give this one its own --run-dir, --data-dir and addresses", dir, pid)
 		}

@@ -51,13 +51,13 @@ func (a *Agent) serve(ctx context.Context, ready func()) error {
 	cancel()
 	end, stop := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
 	defer stop()
-	if err := srv.Shutdown(end); err != nil {
+	if err = srv.Shutdown(end); err != nil {
 		err = srv.Close()
-		<-served
-		return err
 	}
-	<-served // it says http.ErrServerClosed
-	return nil
+	if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
+		err = errors.Join(err, serr)
+	}
+	return err
 }
 
 // addrsFree refuses addresses that somebody listens at. An agent takes its
