@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -218,6 +219,23 @@ func lockRunDir(dir string) (*runLock, error) {
 		return nil, errors.Join(fmt.Errorf("run-dir: %w", err), f.Close())
 	}
 	return &runLock{f}, nil
+}
+
+// namespaceName is an abstract unix socket's: the kernel keeps those per network
+// namespace, and drops them with their process (unix(7)).
+const namespaceName = "@fairlead-agent"
+
+// claimNamespace claims this network namespace. Two agents in one would undo each
+// other's packet filter, even with directories and addresses of their own.
+func claimNamespace() (io.Closer, error) {
+	l, err := net.Listen("unix", namespaceName)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, fmt.Errorf("%w: another one works in this network namespace, and one agent serves a whole host", ErrHost)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("claim the network namespace: %w", err)
+	}
+	return l, nil
 }
 
 func writeAt0(f *os.File, s string) error {

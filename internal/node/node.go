@@ -74,6 +74,11 @@ func Run(ctx context.Context, cfg Config, version string, log *slog.Logger) (err
 	if err := cfg.addrsFree(); err != nil {
 		return err
 	}
+	if !cfg.Dev {
+		if err := store.Free(cfg.DataDir); err != nil {
+			return err
+		}
+	}
 	a := &Agent{cfg: cfg, version: version, log: log, state: state.New()}
 	defer func() { err = errors.Join(err, a.close()) }()
 	if err := a.assemble(); err != nil {
@@ -103,6 +108,11 @@ func (a *Agent) assemble() error {
 	if a.local, err = local.Open(local.Config{Dir: a.dataDir(), Node: a.self, Log: a.log}, a.registry, a.state); err != nil {
 		return err
 	}
+	namespace, err := claimNamespace()
+	if err != nil {
+		return err
+	}
+	a.closers = append(a.closers, namespace.Close)
 	if err := a.openKernel(pools); err != nil {
 		return err
 	}

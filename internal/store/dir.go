@@ -59,6 +59,17 @@ func openDir(path string) (*dirLock, error) {
 	return &dirLock{dir: path, file: f}, nil
 }
 
+// Free says whether a data directory can be used, and by whom it is if it
+// cannot: the errors are those of Run. It changes nothing but to make the
+// directory.
+func Free(dir string) error {
+	l, err := openDir(dir)
+	if err != nil {
+		return err
+	}
+	return l.release()
+}
+
 // holder names the process in a lock file, " (pid 12)", as far as it has one
 // yet.
 func holder(f *os.File) string {

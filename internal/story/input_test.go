@@ -320,7 +320,7 @@ func TestBadAgents(t *testing.T) {
 	}{
 		{nil, 1, "run-dir " + a.runDir() + " is " + inUse},
 		{with(spare, "--run-dir", dir("run2")), 1, "data directory " + a.dataDir() + " is " + inUse},
-		{with(spare, fresh...), 1, "cgroup"},
+		{with(spare, fresh...), 1, "another one works in this network namespace"},
 		{with(fresh, "--cgroup", filepath.Join(h.Cgroup(), "cmd")), 1, "http-addr 127.0.0.1:8500 is in use: another agent or program listens there"},
 		{with(fresh, "--cgroup", filepath.Join(h.Cgroup(), "cmd")), 1, "dns-addr 127.0.0.1:8600 is in use: another agent or program listens there"},
 		{[]string{"--check", "--data-dir", dir("file")}, 1, "data-dir " + dir("file") + ": it is not a directory"},
