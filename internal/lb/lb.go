@@ -76,6 +76,7 @@ type Balancer struct {
 	log *slog.Logger
 
 	problems   atomic.Pointer[[]string]
+	asks       chan chan<- struct{} // who waits for a round
 	undertaker *undertaker
 
 	// What follows belongs to Run's goroutine.
@@ -114,7 +115,7 @@ type basis struct {
 // New returns a balancer that has done nothing yet; see Run.
 func New(cfg Config) *Balancer {
 	return &Balancer{
-		cfg: cfg, log: cfg.Log, undertaker: newUndertaker(cfg.Local),
+		cfg: cfg, log: cfg.Log, asks: make(chan chan<- struct{}), undertaker: newUndertaker(cfg.Local),
 		owners:    map[datapath.Frontend]model.ServiceName{},
 		groups:    map[model.ServiceName]*group{},
 		instances: map[netip.AddrPort]int{},
@@ -129,6 +130,24 @@ func (b *Balancer) Problems() []string {
 		return slices.Clone(*p)
 	}
 	return nil
+}
+
+// Await returns when a round that began after the call is over: the maps then
+// have what the state and the scopes had at the call, but for what failed. It
+// needs Run to be running, and ends with ctx.
+func (b *Balancer) Await(ctx context.Context) error {
+	over := make(chan struct{})
+	select {
+	case b.asks <- over:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-over:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Run keeps the frontends as the catalogue wants them until ctx ends; it calls
@@ -147,6 +166,7 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 	backoff := task.Backoff{Min: 50 * time.Millisecond, Max: 5 * time.Second}
 	resyncs := time.NewTimer(task.Jitter(resync))
 	defer resyncs.Stop()
+	var waiting []chan<- struct{}
 	for first := true; ; first = false {
 		scopes, scopesChanged := b.cfg.Local.Scopes()
 		snap := b.cfg.State.Snapshot()
@@ -160,10 +180,16 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 		} else {
 			backoff.Reset()
 		}
+		for _, over := range waiting {
+			close(over)
+		}
+		waiting = nil
 		if first {
 			ready()
 		}
 		select {
+		case over := <-b.asks:
+			waiting = append(waiting, over)
 		case <-ctx.Done():
 			return nil
 		case <-services.Changed:

@@ -521,6 +521,40 @@ func TestTheBalancerDoesNotWaitForTheGone(t *testing.T) {
 	})
 }
 
+// Whoever has made a change and awaits the balancer finds it in the maps.
+func TestAwait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := state.New()
+		maps := datapath.NewFake()
+		b := lb.New(lb.Config{Node: "n1", State: st, Maps: maps, Local: &host{}, Log: slog.New(slog.DiscardHandler)})
+		late, over := context.WithTimeout(t.Context(), time.Second)
+		defer over()
+		if err := b.Await(late); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Await without Run: %v", err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- b.Run(ctx, func() {}) }()
+		st.Reset(1, []state.Change{{VIP: &model.VIP{Service: "web", V4: netip.MustParseAddr("240.0.0.1")}}})
+		for i := range 20 {
+			addr := fmt.Sprintf("192.0.2.%d", i+1)
+			st.Apply(model.Index(i+2), []state.Change{{Instance: &model.Instance{
+				Node: "n1", ID: "a", Service: "web", Port: 80, Address: addr, Weights: model.DefaultWeights,
+			}}})
+			if err := b.Await(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if dump, _ := datapath.Dump(maps); !strings.Contains(dump, addr+":80*1") {
+				t.Fatalf("after Await the maps lack %s:\n%s", addr, dump)
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // An instance is taken out while the host's addresses cannot be listed.
 func TestServicesDoNotWaitForAddrs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
