@@ -82,7 +82,7 @@ type round struct {
 // reconcile goes through the catalogue once and joins what went wrong.
 func (s *Set) reconcile(ctx context.Context, r *round) error {
 	var errs []error
-	wanted, recorded, known := map[model.NetworkName]bool{}, map[model.EndpointID]bool{}, map[string]bool{}
+	wanted, recorded, known := map[model.NetworkName]bool{}, map[model.EndpointID]bool{}, map[string]bool{problemOfRules: true}
 	networks, _ := r.snap.Networks()
 	for _, n := range networks {
 		if !s.here(n) {
@@ -258,7 +258,7 @@ func (s *Set) leftNetworks(wanted map[model.NetworkName]bool) []model.NetworkNam
 }
 
 // applyRules hands the driver the packet filter's rules if they differ from the
-// last ones it took.
+// last ones it took. What it refuses is a problem until it takes them.
 func (s *Set) applyRules(ctx context.Context) error {
 	s.ruling.Lock()
 	defer s.ruling.Unlock()
@@ -266,7 +266,9 @@ func (s *Set) applyRules(ctx context.Context) error {
 	if !known || s.lastRules != nil && reflect.DeepEqual(r, *s.lastRules) {
 		return nil
 	}
-	if err := s.cfg.Driver.SetRules(ctx, r); err != nil {
+	err := s.cfg.Driver.SetRules(ctx, r)
+	s.problem(problemOfRules, err)
+	if err != nil {
 		s.lastRules = nil // it may have taken a part
 		return fmt.Errorf("set the packet filter's rules: %w", err)
 	}

@@ -24,6 +24,10 @@ func problemOf(e *model.Endpoint) string {
 	return fmt.Sprintf("workload %s in network %s", e.Workload, e.Network)
 }
 
+// problemOfRules is what is wrong while the packet filter's rules are not as the
+// catalogue wants them: published ports and the way out depend on them.
+const problemOfRules = "packet filter"
+
 func problemOfNetwork(n model.NetworkName) string { return "network " + string(n) }
 
 func (s *Set) problem(what string, err error) {
