@@ -354,6 +354,13 @@ func attached(t *testing.T, cgroup string) (n int) {
 func TestPurgeLeavesNothing(t *testing.T) {
 	w := newWorld(t)
 	n := newNetwork(w)
+	// The leak check of every test looks where these are.
+	links, err := filepath.Glob(filepath.Join(w.cfg.PinDir, "links", "*"))
+	w.must(err)
+	inventory := strings.Join(w.host.Inventory(), "\n")
+	if seen := strings.Count(inventory, w.cfg.Cgroup+": 1 programs at "); seen != len(links) {
+		t.Errorf("the laboratory's inventory tells of %d of %d programs:\n%s", seen, len(links), inventory)
+	}
 	w.must(w.k.SetFrontend(datapath.Frontend{Scope: 1, Proto: datapath.TCP, Addr: vip4, Port: 80}, datapath.FrontendOK, backends(netip.MustParseAddrPort("127.0.0.1:1"))))
 	w.k.Close()
 	w.do(func() error { return datapath.Purge(w.cfg) })

@@ -39,7 +39,7 @@ var sysctls = []string{"forwarding", "force_forwarding", "accept_ra", "autoconf"
 var cgroupHooks = []ebpf.AttachType{
 	ebpf.AttachCGroupInet4Connect, ebpf.AttachCGroupInet6Connect, ebpf.AttachCGroupUDP4Sendmsg, ebpf.AttachCGroupUDP6Sendmsg,
 	ebpf.AttachCGroupUDP4Recvmsg, ebpf.AttachCGroupUDP6Recvmsg, ebpf.AttachCgroupInet4GetPeername,
-	ebpf.AttachCgroupInet6GetPeername, ebpf.AttachCGroupSockOps,
+	ebpf.AttachCgroupInet6GetPeername, ebpf.AttachCgroupInetSockRelease, ebpf.AttachCGroupSockOps,
 }
 
 // Inventory lists what makes up the host at this moment, one fact a line and sorted by kind: links, addresses, rules,
