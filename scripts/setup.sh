@@ -19,6 +19,8 @@ python consul            python3-consul
 command make             make
 command curl             curl
 command nsenter          util-linux
+command sysctl           procps
+command ping             iputils-ping
 file /usr/lib/cni/bridge containernetworking-plugins
 '
 
