@@ -11,7 +11,7 @@ import (
 const (
 	// outputHold is how long a check's new output waits for a change of state to
 	// travel with, so that a chatty check costs the catalogue one write in this
-	// time (Consul's check_update_interval).
+	// time (Consul's check_update_interval). The first one does not wait.
 	outputHold = 5 * time.Minute
 	// minDeregisterAfter is Consul's: a service that takes some time to start
 	// must not be removed before it has had a chance.
@@ -30,6 +30,7 @@ func (r reporter) Report(id model.CheckID, status model.Status, output string) {
 	if c == nil {
 		return
 	}
+	first := !c.heard && c.output == ""
 	c.heard = true
 	if status != c.status {
 		c.become(status, output, time.Now())
@@ -38,7 +39,11 @@ func (r reporter) Report(id model.CheckID, status model.Status, output string) {
 	}
 	if output != c.output {
 		c.output = output
-		if c.due.IsZero() {
+		switch {
+		case first: // it says why the state is what a registration begins with
+			c.due = time.Now()
+			a.wake()
+		case c.due.IsZero():
 			c.due = time.Now().Add(task.Jitter(outputHold))
 			a.wake() // it has to know when
 		}

@@ -275,8 +275,8 @@ check new of web-1 critical "" owner=node/n1`
 		expect(t, "catalogue", c.dump(me), want)
 		time.Sleep(59 * time.Second) // the TTL began anew
 		expect(t, "calls", c.take(), "")
-		time.Sleep(2 * time.Second)
-		expect(t, "calls", c.take(), "check alive=critical")
+		time.Sleep(2 * time.Second) // alive changes, new says for the first time why it is as it is
+		expect(t, "calls", c.take(), "check alive=critical; check new=critical")
 		// And once more without any change: nothing to write, nothing to tell.
 		before, err := os.Stat(filepath.Join(dir, "registrations.json"))
 		if err != nil {

@@ -175,6 +175,27 @@ func TestOutputIsHeldBack(t *testing.T) {
 	})
 }
 
+// TestFirstOutputIsNotHeldBack: a service begins as critical, with nothing said
+// about why. If it stays so, its first outcome is the reason that people look for.
+func TestFirstOutputIsNotHeldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCatalog()
+		c.sync()
+		a := start(t, "", c)
+		defer a.stop()
+		a.register(t, service("web-1", 80, ttl("alive", time.Hour)))
+		a.beat(t, "alive", model.Critical, "connection refused")
+		synctest.Wait()
+		if !strings.Contains(c.dump(me), `critical "connection refused"`) {
+			t.Error(c.dump(me))
+		}
+		c.take()
+		a.beat(t, "alive", model.Critical, "timeout")
+		synctest.Wait()
+		expect(t, "calls for the second output", c.take(), "")
+	})
+}
+
 func TestDeregisterAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
