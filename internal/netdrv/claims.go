@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -21,6 +22,45 @@ func (h *Host) Claims(ctx context.Context) ([]ipam.Claim, error) {
 	if err := live(ctx, "list what the host uses"); err != nil {
 		return nil, err
 	}
+	return h.claims(false)
+}
+
+// CheckPools refuses VIP pools that something else uses: an address or a route of
+// the host, an earlier network of ours, or the protocols themselves. Every packet
+// to such a pool is rejected, so a pool that holds the host's own address would
+// cut it off. It changes nothing. Errors: *ipam.OverlapError.
+func (h *Host) CheckPools() error {
+	claims, err := h.claims(true)
+	if err != nil {
+		return err
+	}
+	// DHCP's broadcasts are let through; some of its servers route them.
+	claims = slices.DeleteFunc(claims, func(c ipam.Claim) bool { return c.Prefix == broadcast })
+	for _, p := range h.cfg.VIPPools {
+		if err := ipam.CheckOverlap(p, append(claims, special...)); err != nil {
+			return fmt.Errorf("virtual addresses: %w", err)
+		}
+	}
+	return nil
+}
+
+// broadcast is to every host of a link (RFC 919).
+var broadcast = netip.MustParsePrefix("255.255.255.255/32")
+
+// special are the ranges that no virtual address works in (RFC 6890, RFC 4291).
+var special = []ipam.Claim{
+	{Prefix: netip.MustParsePrefix("0.0.0.0/8"), Who: "this host (RFC 1122)"},
+	{Prefix: netip.MustParsePrefix("127.0.0.0/8"), Who: "loopback"},
+	{Prefix: netip.MustParsePrefix("169.254.0.0/16"), Who: "link-local addresses"},
+	{Prefix: netip.MustParsePrefix("224.0.0.0/4"), Who: "multicast"},
+	{Prefix: netip.MustParsePrefix("::/96"), Who: "loopback"},
+	{Prefix: netip.MustParsePrefix("::ffff:0:0/96"), Who: "IPv4-mapped addresses"},
+	{Prefix: netip.MustParsePrefix("fe80::/10"), Who: "link-local addresses"},
+	{Prefix: netip.MustParsePrefix("ff00::/8"), Who: "multicast"},
+}
+
+// claims is Claims, with what our own bridges carry if own is set.
+func (h *Host) claims(own bool) ([]ipam.Claim, error) {
 	links, err := whole(h.nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
@@ -28,7 +68,7 @@ func (h *Host) Claims(ctx context.Context) ([]ipam.Claim, error) {
 	names, mine := map[int]string{}, map[int]bool{}
 	for _, l := range links {
 		names[l.Attrs().Index] = l.Attrs().Name
-		mine[l.Attrs().Index] = ours(l)
+		mine[l.Attrs().Index] = !own && ours(l)
 	}
 	var claims []ipam.Claim
 	seen := map[netip.Prefix]bool{}

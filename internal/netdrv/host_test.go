@@ -346,6 +346,47 @@ func TestClaims(t *testing.T) {
 	}
 }
 
+// A pool of virtual addresses that holds addresses of others would cut the host off from them.
+func TestCheckPools(t *testing.T) {
+	w := newWorld(t)
+	w.lab.Switch("198.51.100.0/24", "fd10::/64").Join(w.node)
+	w.network("web", "10.1.0.0/24")
+	w.must(w.drv.SetRules(t.Context(), netdrv.Rules{})) // with the routes of the default pools
+	w.node.Exec("ip", "route", "add", "default", "via", "198.51.100.2")
+	w.node.Exec("ip", "route", "add", "0.0.0.0/1", "via", "198.51.100.2")
+	w.node.Exec("ip", "route", "add", "255.255.255.255/32", "dev", "eth0")
+	w.node.Exec("ip", "route", "add", "250.1.0.0/16", "via", "198.51.100.2", "table", "52")
+	for _, c := range []struct{ pool, want string }{
+		{"240.0.0.0/6", ""},
+		{"254.0.0.0/7", ""},
+		{"203.0.113.0/24", ""},
+		{"fd77:1::/64", ""},
+		{"240.0.0.0/4", "virtual addresses: 240.0.0.0/4 overlaps 250.1.0.0/16 of route 250.1.0.0/16 via 198.51.100.2 dev eth0 table 52"},
+		{"198.51.100.128/25", "198.51.100.0/24 of address 198.51.100.1/24 on eth0"},
+		{"198.0.0.0/8", "198.51.100.0/24 of address 198.51.100.1/24 on eth0"},
+		{"10.0.0.0/8", "10.1.0.0/24 of address 10.1.0.1/24 on fl-"},
+		{"127.1.0.0/16", "127.0.0.0/8 of loopback"},
+		{"224.0.0.0/6", "224.0.0.0/4 of multicast"},
+		{"fd10::/64", "fd10::/64 of address fd10::1/64 on eth0"},
+		{"fe80::/64", "fe80::/10 of link-local addresses"},
+	} {
+		var drv *netdrv.Host
+		w.must(w.node.Do(func() (err error) {
+			drv, err = netdrv.New(netdrv.Config{VIPPools: []netip.Prefix{netip.MustParsePrefix(c.pool)}})
+			return err
+		}))
+		err := drv.CheckPools()
+		var overlap *ipam.OverlapError
+		switch {
+		case c.want == "" && err != nil:
+			t.Errorf("%s: %v", c.pool, err)
+		case c.want != "" && (!errors.As(err, &overlap) || !strings.Contains(err.Error(), c.want)):
+			t.Errorf("%s: %v, want %q", c.pool, err, c.want)
+		}
+		w.must(drv.Close())
+	}
+}
+
 func TestHoldPort(t *testing.T) {
 	w := newWorld(t)
 	serve(t, w.node, "127.0.0.1:8080")

@@ -317,7 +317,6 @@ func (b *builder) filterChains(p plan) {
 	// not heed, and a reset it does.
 	arrive := b.chain("arrive", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle)
 	fwd := b.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
-	broadcast := netip.MustParsePrefix("255.255.255.255/32")
 	for _, pool := range p.pools {
 		match := destinationIn(pool, expr.CmpOpEq)
 		if pool.Overlaps(broadcast) { // DHCP's address is part of class E
