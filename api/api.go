@@ -88,8 +88,6 @@ type WorkloadSpec struct {
 	Addrs   []netip.Addr `json:"addrs,omitempty"`
 	Ports   []Port       `json:"ports,omitempty"`
 	Service *Service     `json:"service,omitempty"`
-	// IgnoreHostFirewall publishes ports that the host's firewall drops.
-	IgnoreHostFirewall bool `json:"ignore_host_firewall,omitempty"`
 }
 
 // Workload is a connected container or process.

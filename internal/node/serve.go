@@ -113,6 +113,7 @@ var statuses = []struct {
 	{registry.ErrOwner, http.StatusConflict},
 	{registry.ErrConflict, http.StatusConflict},
 	{registry.ErrVIPsExhausted, http.StatusConflict},
+	{workload.ErrServiceTaken, http.StatusConflict},
 	{endpoint.ErrPortTaken, http.StatusConflict},
 	{endpoint.ErrOtherNode, http.StatusConflict},
 	{endpoint.ErrAttached, http.StatusConflict},

@@ -25,11 +25,16 @@ import (
 	"github.com/fairlead-net/fairlead/internal/state"
 )
 
-// ErrNoWorkload says that no workload of that name is on this node.
-var ErrNoWorkload = errors.New("no such workload")
-
-// ErrSpec refuses a workload whose description cannot be.
-var ErrSpec = errors.New("not a valid workload")
+// The refusals of this package.
+var (
+	// ErrNoWorkload says that no workload of that name is on this node.
+	ErrNoWorkload = errors.New("no such workload")
+	// ErrSpec refuses a workload whose description cannot be.
+	ErrSpec = errors.New("not a valid workload")
+	// ErrServiceTaken says that somebody else has registered a service under the
+	// workload's name.
+	ErrServiceTaken = errors.New("a service of that id is registered already")
+)
 
 // Endpoints attaches and detaches; endpoint.Set does it.
 type Endpoints interface {
@@ -101,21 +106,44 @@ func (s *Set) Attach(ctx context.Context, w api.WorkloadSpec) (api.Attachment, e
 	}
 	s.attaching.RLock()
 	defer s.attaching.RUnlock()
+	if err := s.serviceFree(w); err != nil {
+		return api.Attachment{}, err
+	}
 	before := s.endpoints(w.Name)
 	e, err := s.cfg.Endpoints.Attach(ctx, draft(w), w.Addrs)
 	if err != nil {
 		return api.Attachment{}, err
 	}
-	if w.Service != nil {
-		if _, err := s.cfg.Registrations.Register(ctx, registration(s.cfg.Node, w, e)); err != nil {
-			err = fmt.Errorf("register service %s: %w", w.Service.Name, err)
-			if !slices.ContainsFunc(before, func(o *model.Endpoint) bool { return o.ID == e.ID }) {
-				err = errors.Join(err, s.cfg.Endpoints.Detach(context.WithoutCancel(ctx), e.ID))
-			}
-			return api.Attachment{}, err
+	a := s.attachment(ctx, e)
+	if w.Service == nil {
+		return a, nil
+	}
+	warning, err := s.cfg.Registrations.Register(ctx, registration(s.cfg.Node, w, e))
+	if err != nil {
+		err = fmt.Errorf("register service %s: %w", w.Service.Name, err)
+		if !slices.ContainsFunc(before, func(o *model.Endpoint) bool { return o.ID == e.ID }) {
+			err = errors.Join(err, s.cfg.Endpoints.Detach(context.WithoutCancel(ctx), e.ID))
+		}
+		return api.Attachment{}, err
+	}
+	if warning != "" {
+		a.Warnings = append(a.Warnings, "service "+w.Service.Name+": "+warning)
+	}
+	return a, nil
+}
+
+// serviceFree refuses to replace a service that was not registered for a
+// workload: it would go away with this one.
+func (s *Set) serviceFree(w api.WorkloadSpec) error {
+	if w.Service == nil {
+		return nil
+	}
+	for _, r := range s.cfg.Registrations.Services() {
+		if string(r.Instance.ID) == w.Name && r.Instance.Endpoint == "" {
+			return fmt.Errorf("workload %q: %w, as an instance of %q; deregister that one or choose another name", w.Name, ErrServiceTaken, r.Instance.Service)
 		}
 	}
-	return s.attachment(ctx, e), nil
+	return nil
 }
 
 func (s *Set) attachment(ctx context.Context, e model.Endpoint) api.Attachment {
@@ -163,7 +191,7 @@ func (s *Set) Stop(ctx context.Context, name string, grace time.Duration) error 
 func (s *Set) Run(ctx context.Context, ready func()) error {
 	ready()
 	changed := s.cfg.Processes.Changed(ctx)
-	for {
+	for ctx.Err() == nil {
 		_, endpoints := s.cfg.State.Snapshot().Endpoints()
 		procs, err := s.cfg.Processes.List()
 		if err != nil {
@@ -173,7 +201,7 @@ func (s *Set) Run(ctx context.Context, ready func()) error {
 			if p.State != "exited" {
 				continue
 			}
-			if err := s.release(ctx, p.Name); err != nil {
+			if err := s.releaseEnded(ctx, p.Name); err != nil {
 				s.log.Warn("clear away workload", "workload", p.Name, "error", err)
 			}
 		}
@@ -182,12 +210,13 @@ func (s *Set) Run(ctx context.Context, ready func()) error {
 		}
 		select {
 		case <-ctx.Done():
-			return nil
 		case <-endpoints.Changed:
 		case <-changed:
 			changed = s.cfg.Processes.Changed(ctx)
 		}
 	}
+	<-changed // its goroutine ends with ctx
+	return nil
 }
 
 // orphans lists registrations whose endpoint is not in the catalogue: whoever
@@ -223,13 +252,42 @@ func (s *Set) deregisterOrphans(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// releaseEnded releases a workload whose process has ended; by the time it has
+// its turn another one may have its name.
+func (s *Set) releaseEnded(ctx context.Context, name string) error {
+	s.releasing.Lock()
+	defer s.releasing.Unlock()
+	procs, err := s.cfg.Processes.List()
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(procs, func(p api.Workload) bool { return p.Name == name && p.State == "exited" }) {
+		return nil
+	}
+	return s.releaseLocked(ctx, name)
+}
+
 // release removes registrations, endpoints and what the process left.
 func (s *Set) release(ctx context.Context, name string) error {
 	s.releasing.Lock()
 	defer s.releasing.Unlock()
+	return s.releaseLocked(ctx, name)
+}
+
+// releaseLocked is release for who holds s.releasing. That somebody else, such
+// as the collection of vanished namespaces, was faster is no error.
+func (s *Set) releaseLocked(ctx context.Context, name string) error {
 	errs := []error{s.deregister(ctx, name)}
 	for _, e := range s.endpoints(name) {
-		errs = append(errs, s.cfg.Endpoints.Detach(ctx, e.ID))
+		err := s.cfg.Endpoints.Detach(ctx, e.ID)
+		if err == nil {
+			continue
+		}
+		if now, _ := s.cfg.State.Snapshot().Endpoint(e.ID); now == nil {
+			s.log.Warn("detach what is recorded no more", "endpoint", e.ID, "error", err)
+			continue
+		}
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -244,11 +302,18 @@ func (s *Set) deregister(ctx context.Context, name string) error {
 	}
 	var errs []error
 	for _, r := range s.cfg.Registrations.Services() {
-		if r.Instance.Endpoint != "" && mine[r.Instance.Endpoint] {
-			errs = append(errs, s.cfg.Registrations.Deregister(ctx, r.Instance.ID))
+		if r.Instance.Endpoint == "" || !mine[r.Instance.Endpoint] {
+			continue
+		}
+		if err := s.cfg.Registrations.Deregister(ctx, r.Instance.ID); err != nil && s.registered(r.Instance.ID) {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (s *Set) registered(id model.ServiceID) bool {
+	return slices.ContainsFunc(s.cfg.Registrations.Services(), func(r model.Registration) bool { return r.Instance.ID == id })
 }
 
 // endpoints lists the workload's endpoints on this node.
