@@ -103,7 +103,14 @@ func (a *Agent) assemble() error {
 	if err != nil {
 		return err
 	}
-	a.store = store.New(store.Config{Dir: a.dataDir(), Name: a.cfg.NodeName, Log: a.log}, a.state)
+	temporary := ""
+	if a.cfg.Dev {
+		if temporary, err = makeTemporary(a.cfg.RunDir); err != nil {
+			return err
+		}
+		a.closers = append(a.closers, func() error { return removeTemporary(a.cfg.RunDir) })
+	}
+	a.store = store.New(store.Config{Dir: a.dataDir(), Temp: temporary, Name: a.cfg.NodeName, Log: a.log}, a.state)
 	a.registry = registry.New(a.store, a.state, registry.Config{Node: a.self.Name, VIPPool4: pools[0], VIPPool6: pools[1], Log: a.log})
 	if a.local, err = local.Open(local.Config{Dir: a.dataDir(), Node: a.self, Log: a.log}, a.registry, a.state); err != nil {
 		return err
@@ -125,13 +132,13 @@ func (a *Agent) assemble() error {
 		Node: a.self.Name, State: a.state, Registry: a.registry, Driver: a.net, Path: a.maps, Resolver: a.dns,
 		VIPPools: pools, HostCookie: cookie, Log: a.log,
 	})
-	a.workloads = workload.New(workload.Config{
-		Node: a.self.Name, State: a.state, Endpoints: a.endpoints, Registrations: a.local,
-		Processes: process.NewTable(a.cfg.RunDir), Firewalls: a.net, Domain: "internal", Log: a.log,
-	})
 	a.balancer = lb.New(lb.Config{
 		Node: a.self.Name, State: a.state, Maps: a.maps, Log: a.log,
 		Local: &callers{endpoints: a.endpoints, net: a.net, maps: a.maps, log: a.log},
+	})
+	a.workloads = workload.New(workload.Config{
+		Node: a.self.Name, State: a.state, Endpoints: a.endpoints, Registrations: a.local, Balancer: a.balancer,
+		Processes: process.NewTable(a.cfg.RunDir), Firewalls: a.net, Domain: "internal", Log: a.log,
 	})
 	return a.openMetrics()
 }

@@ -67,6 +67,17 @@ type Firewalls interface {
 	ForeignDrops(ctx context.Context) ([]string, error)
 }
 
+// Balancer programs the data path; lb.Balancer does it.
+type Balancer interface {
+	// Await returns when the data path has what the catalogue and the endpoints
+	// had at the call.
+	Await(ctx context.Context) error
+}
+
+// balancerWait bounds how long an attach waits for the balancer: it takes
+// milliseconds, and a workload can run without.
+const balancerWait = 2 * time.Second
+
 // Config is what a Set is made of.
 type Config struct {
 	Node          model.NodeName
@@ -75,6 +86,7 @@ type Config struct {
 	Registrations Registrations
 	Processes     Processes
 	Firewalls     Firewalls
+	Balancer      Balancer
 	// Domain is the domain of names inside networks, "internal".
 	Domain string
 	Log    *slog.Logger
@@ -116,7 +128,7 @@ func (s *Set) Attach(ctx context.Context, w api.WorkloadSpec) (api.Attachment, e
 	}
 	a := s.attachment(ctx, e)
 	if w.Service == nil {
-		return a, nil
+		return s.settle(ctx, a), nil
 	}
 	warning, err := s.cfg.Registrations.Register(ctx, registration(s.cfg.Node, w, e))
 	if err != nil {
@@ -129,7 +141,18 @@ func (s *Set) Attach(ctx context.Context, w api.WorkloadSpec) (api.Attachment, e
 	if warning != "" {
 		a.Warnings = append(a.Warnings, "service "+w.Service.Name+": "+warning)
 	}
-	return a, nil
+	return s.settle(ctx, a), nil
+}
+
+// settle waits until services can be reached from the new endpoint: a program
+// that calls one as the first thing it does must not be refused.
+func (s *Set) settle(ctx context.Context, a api.Attachment) api.Attachment {
+	ctx, cancel := context.WithTimeout(ctx, balancerWait)
+	defer cancel()
+	if err := s.cfg.Balancer.Await(ctx); err != nil {
+		a.Warnings = append(a.Warnings, "services may not be reachable for a moment: the balancer has not taken the workload in yet")
+	}
+	return a
 }
 
 // serviceFree refuses to replace a service that was not registered for a

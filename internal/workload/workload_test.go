@@ -77,6 +77,23 @@ func TestAttach(t *testing.T) {
 	}
 }
 
+// A workload starts when the balancer has its endpoint and its instance; it
+// starts without, and says so, when the balancer is late.
+func TestAttachAwaitsTheBalancer(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.set.Attach(t.Context(), spec("web-1", "web")); err != nil {
+		t.Fatal(err)
+	}
+	if len(w.awaited) != 1 || w.awaited[0] != w.rev || len(w.regs) != 1 {
+		t.Errorf("awaited at %v, want once at %d, when everything was there", w.awaited, w.rev)
+	}
+	w.fail["await"] = context.DeadlineExceeded
+	got, err := w.set.Attach(t.Context(), api.WorkloadSpec{Name: "idle", Network: "my-network", NetNS: "/proc/6/ns/net"})
+	if err != nil || len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], "balancer") {
+		t.Errorf("with a late balancer: %v, warnings %q", err, got.Warnings)
+	}
+}
+
 func TestAttachRefused(t *testing.T) {
 	w := newWorld(t)
 	w.regs = []model.Registration{{Instance: model.Instance{ID: "legacy", Service: "billing"}}}

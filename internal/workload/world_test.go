@@ -40,6 +40,7 @@ type world struct {
 	fail    map[string]error // by what is done
 	during  map[string]func()
 	listed  func() // after processes were listed
+	awaited []model.Index
 }
 
 const node = "n1"
@@ -55,7 +56,7 @@ func newWorld(t *testing.T) *world {
 	}}}})
 	w.set = workload.New(workload.Config{
 		Node: node, State: w.st, Endpoints: w, Registrations: registrations{w}, Processes: processes{w}, Firewalls: w,
-		Domain: "internal", Log: slog.New(slog.DiscardHandler),
+		Balancer: w, Domain: "internal", Log: slog.New(slog.DiscardHandler),
 	})
 	return w
 }
@@ -81,6 +82,13 @@ func (w *world) did() string {
 	all := strings.Join(w.done, "; ")
 	w.done = nil
 	return all
+}
+
+func (w *world) Await(context.Context) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.awaited = append(w.awaited, w.rev)
+	return w.fail["await"]
 }
 
 func (w *world) apply(c state.Change) {
