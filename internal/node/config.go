@@ -1,9 +1,11 @@
 package node
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -73,16 +75,14 @@ func Settings() []Setting {
 // Everything that is wrong is in the one error that it returns.
 func Load(file string, getenv func(string) (string, bool), flags map[string]string) (Config, error) {
 	var c Config
-	var errs []error
 	fromFile, err := readFile(file)
-	if err != nil {
-		return c, err
-	}
+	errs := []error{err}
+	sources := map[string]string{}
 	v := reflect.ValueOf(&c).Elem()
 	for _, s := range Settings() {
-		value, source := s.Default, "default of "+s.Name
+		value, source := s.Default, "the default"
 		if x, ok := fromFile[s.Key]; ok {
-			value, source = x, fmt.Sprintf("%s: %s", file, s.Key)
+			value, source = x.Value, fmt.Sprintf("%s:%d", file, x.Line)
 		}
 		if x, ok := getenv(s.Env); ok {
 			value, source = x, s.Env
@@ -90,18 +90,19 @@ func Load(file string, getenv func(string) (string, bool), flags map[string]stri
 		if x, ok := flags[s.Name]; ok {
 			value, source = x, "--"+s.Name
 		}
+		sources[s.Name] = source
 		if s.Bool {
 			b, err := strconv.ParseBool(orFalse(value))
 			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: %q: want true or false", source, value))
+				errs = append(errs, fmt.Errorf("%s %q: want true or false (from %s)", s.Name, value, source))
 			}
 			v.Field(s.index).SetBool(b)
 			continue
 		}
 		v.Field(s.index).SetString(value)
 	}
-	errs = append(errs, c.fill())
-	errs = append(errs, c.check()...)
+	errs = append(errs, c.fill(sources))
+	errs = append(errs, c.check(sources)...)
 	return c, errors.Join(errs...)
 }
 
@@ -114,7 +115,7 @@ func orFalse(s string) string {
 
 // readFile reads a YAML file of plain values. An unknown key is an error that
 // suggests the nearest known one.
-func readFile(file string) (map[string]string, error) {
+func readFile(file string) (map[string]yaml.Node, error) {
 	if file == "" {
 		return nil, nil
 	}
@@ -131,19 +132,19 @@ func readFile(file string) (map[string]string, error) {
 	for _, s := range Settings() {
 		known[s.Key] = true
 	}
-	out := map[string]string{}
 	var errs []error
-	for key, n := range raw {
+	for _, key := range slices.SortedFunc(maps.Keys(raw), func(a, b string) int { return cmp.Compare(raw[a].Line, raw[b].Line) }) {
+		n := raw[key]
 		switch {
 		case !known[key]:
 			errs = append(errs, fmt.Errorf("%s:%d: unknown key %q%s", file, n.Line, key, suggestion(key, known)))
+			delete(raw, key)
 		case n.Kind != yaml.ScalarNode:
 			errs = append(errs, fmt.Errorf("%s:%d: %s: want one plain value", file, n.Line, key))
-		default:
-			out[key] = n.Value
+			delete(raw, key)
 		}
 	}
-	return out, errors.Join(errs...)
+	return raw, errors.Join(errs...)
 }
 
 func suggestion(key string, known map[string]bool) string {
@@ -181,8 +182,9 @@ func editDistance(a, b string) int {
 }
 
 // fill sets what depends on the host.
-func (c *Config) fill() error {
+func (c *Config) fill(sources map[string]string) error {
 	if c.NodeName == "" {
+		sources["node-name"] = "the host's name; set --node-name"
 		name, err := os.Hostname()
 		if err != nil {
 			return fmt.Errorf("tell the host's name: %w; set --node-name", err)
@@ -200,11 +202,11 @@ func (c *Config) fill() error {
 
 var label = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
 
-// check lists everything that is wrong with the values.
-func (c *Config) check() []error {
+// check lists everything that is wrong with the values, which come from sources.
+func (c *Config) check(sources map[string]string) []error {
 	var errs []error
 	bad := func(setting, value, want string) {
-		errs = append(errs, fmt.Errorf("%s %q: want %s", setting, value, want))
+		errs = append(errs, fmt.Errorf("%s %q: want %s (from %s)", setting, value, want, sources[setting]))
 	}
 	for name, value := range map[string]string{"http-addr": c.HTTPAddr, "dns-addr": c.DNSAddr} {
 		if host, port, err := net.SplitHostPort(value); err != nil || net.ParseIP(host) == nil || !isPort(port) {
@@ -220,10 +222,10 @@ func (c *Config) check() []error {
 	if _, err := netip.ParseAddr(c.Advertise); err != nil {
 		bad("advertise", c.Advertise, "an IP address")
 	}
-	if p, err := netip.ParsePrefix(c.VIPPool); err != nil || !p.Addr().Is4() || p.Bits() > 24 {
+	if p, err := netip.ParsePrefix(c.VIPPool); err != nil || !p.Addr().Is4() || p.Bits() > 24 || p != p.Masked() {
 		bad("vip-pool", c.VIPPool, "an IPv4 prefix of at most 24 bits, such as 240.0.0.0/4")
 	}
-	if p, err := netip.ParsePrefix(c.VIPPool6); err != nil || !p.Addr().Is6() || p.Bits() != 64 {
+	if p, err := netip.ParsePrefix(c.VIPPool6); err != nil || !p.Addr().Is6() || p.Bits() != 64 || p != p.Masked() {
 		bad("vip-pool6", c.VIPPool6, "an IPv6 prefix of 64 bits")
 	}
 	if c.Cgroup != "" && !filepath.IsAbs(c.Cgroup) {

@@ -46,21 +46,30 @@ func Check(cfg Config) error {
 	return errors.Join(errs...)
 }
 
-// usableDir refuses a directory that is there and cannot be used.
+// usableDir refuses a directory that cannot be used, or made where it is to be.
 func usableDir(setting, path string) error {
-	st, err := os.Stat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
+	for at := path; ; at = filepath.Dir(at) {
+		st, err := os.Stat(at)
+		switch {
+		case errors.Is(err, os.ErrNotExist) && at != filepath.Dir(at):
+			continue // then it would be made in the next one up
+		case err != nil:
+			return fmt.Errorf("%s %s: %w", setting, path, err)
+		case !st.IsDir() && at == path:
+			return fmt.Errorf("%s %s: it is not a directory", setting, path)
+		case !st.IsDir():
+			return fmt.Errorf("%s %s: %s is not a directory", setting, path, at)
+		}
+		if err := unix.Access(at, unix.W_OK|unix.X_OK); err != nil {
+			return fmt.Errorf("%s %s: %w", setting, path, &os.PathError{Op: "write to", Path: at, Err: err})
+		}
+		if at == path {
+			if _, err := os.ReadDir(path); err != nil {
+				return fmt.Errorf("%s %s: %w", setting, path, err)
+			}
+		}
 		return nil
-	case err != nil:
-		return fmt.Errorf("%s %s: %w", setting, path, err)
-	case !st.IsDir():
-		return fmt.Errorf("%s %s: it is not a directory", setting, path)
 	}
-	if _, err := os.ReadDir(path); err != nil {
-		return fmt.Errorf("%s %s: %w", setting, path, err)
-	}
-	return nil
 }
 
 // cgroup is the directory that the balancer's programs attach to.
@@ -145,19 +154,88 @@ func mountBPF(cfg Config) error {
 	if err == nil && uint32(st.Type) == unix.BPF_FS_MAGIC {
 		return nil
 	}
+	mark := cfg.BPFFS + "\n"
 	if errors.Is(err, os.ErrNotExist) {
+		mark += bpfDirMade + "\n"
 		err = os.MkdirAll(cfg.BPFFS, 0o700)
 	}
 	if err != nil {
 		return fmt.Errorf("bpffs %s: %w", cfg.BPFFS, err)
 	}
-	if err := os.WriteFile(filepath.Join(cfg.RunDir, bpfMountMark), []byte(cfg.BPFFS+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(cfg.RunDir, bpfMountMark), []byte(mark), 0o600); err != nil {
 		return fmt.Errorf("bpffs %s: %w", cfg.BPFFS, err)
 	}
 	if err := unix.Mount("bpf", cfg.BPFFS, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
 		return fmt.Errorf("bpffs %s: mount it: %w", cfg.BPFFS, err)
 	}
 	return nil
+}
+
+// bpfDirMade in the mark says that the mount point was made too.
+const bpfDirMade = "made"
+
+// unmountBPF unmounts the bpf file system if an agent mounted it, unless others
+// have begun to keep something in it.
+func unmountBPF(runDir string) ([]string, error) {
+	mark := filepath.Join(runDir, bpfMountMark)
+	b, err := os.ReadFile(mark)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	at, made, _ := strings.Cut(strings.TrimSpace(string(b)), "\n")
+	pins, err := os.ReadDir(at)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("unmount %s: %w", at, err)
+	}
+	for _, p := range pins {
+		if p.Name() != "maps.debug" && p.Name() != "progs.debug" { // the kernel's own
+			return []string{"left the bpf file system at " + at + " mounted: others keep " + p.Name() + " in it"}, os.Remove(mark)
+		}
+	}
+	if err := unix.Unmount(at, 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // not mounted, or not even there
+		return nil, fmt.Errorf("unmount %s: %w", at, err)
+	}
+	if made == bpfDirMade {
+		_ = os.Remove(at) // somebody may use it by now
+	}
+	return []string{"unmounted the bpf file system at " + at}, os.Remove(mark)
+}
+
+// temporaryMark remembers the directory in which an agent keeps in development
+// what is gone when it ends, for the one that follows an agent that was killed.
+const temporaryMark = "temporary"
+
+// makeTemporary makes the directory of an agent in development.
+func makeTemporary(runDir string) (string, error) {
+	if err := removeTemporary(runDir); err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp("", "fairlead-dev-")
+	if err != nil {
+		return "", fmt.Errorf("make a temporary directory: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(runDir, temporaryMark), []byte(dir+"\n"), 0o600); err != nil {
+		return "", errors.Join(fmt.Errorf("record the temporary directory: %w", err), os.Remove(dir))
+	}
+	return dir, nil
+}
+
+func removeTemporary(runDir string) error {
+	mark := filepath.Join(runDir, temporaryMark)
+	b, err := os.ReadFile(mark)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("find the temporary directory: %w", err)
+	}
+	if err := os.RemoveAll(strings.TrimSpace(string(b))); err != nil {
+		return fmt.Errorf("remove the temporary directory: %w", err)
+	}
+	return os.Remove(mark)
 }
 
 // identityDir keeps the node's id: for good, or in development until the next
@@ -169,12 +247,14 @@ func identityDir(cfg Config) string {
 	return cfg.DataDir
 }
 
+const nodeIDFile = "node-id"
+
 // nodeID is the node's UUID, made at its first start.
 func nodeID(dir string) (string, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("node id: %w", err)
 	}
-	path := filepath.Join(dir, "node-id")
+	path := filepath.Join(dir, nodeIDFile)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		id := uuid.NewString()
@@ -204,6 +284,18 @@ func lockRunDir(dir string) (*runLock, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("run-dir: %w", err)
 	}
+	f, err := flockRunDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(f.Truncate(0), writeAt0(f, strconv.Itoa(os.Getpid())+"\n")); err != nil {
+		return nil, errors.Join(fmt.Errorf("run-dir: %w", err), f.Close())
+	}
+	return &runLock{f}, nil
+}
+
+// flockRunDir locks a run directory that is there until the file is closed.
+func flockRunDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(lockPath(dir), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("run-dir: %w", err)
@@ -215,10 +307,7 @@ func lockRunDir(dir string) (*runLock, error) {
 		}
 		return nil, fmt.Errorf("run-dir %s is in use by another agent: %w", dir, err)
 	}
-	if err := errors.Join(f.Truncate(0), writeAt0(f, strconv.Itoa(os.Getpid())+"\n")); err != nil {
-		return nil, errors.Join(fmt.Errorf("run-dir: %w", err), f.Close())
-	}
-	return &runLock{f}, nil
+	return f, nil
 }
 
 // namespaceName is an abstract unix socket's: the kernel keeps those per network

@@ -21,10 +21,10 @@ type dirLock struct {
 }
 
 // openDir makes the directory usable and claims it: path if there is one, else
-// a temporary directory that release removes. It fails with ErrLocked or ErrDir.
-func openDir(path string) (*dirLock, error) {
+// a temporary directory in temp that release removes. It fails with ErrLocked or ErrDir.
+func openDir(path, temp string) (*dirLock, error) {
 	if path == "" {
-		tmp, err := os.MkdirTemp("", "fairlead-")
+		tmp, err := os.MkdirTemp(temp, "fairlead-")
 		if err != nil {
 			return nil, fmt.Errorf("%w: make a temporary one: %w", ErrDir, err)
 		}
@@ -63,7 +63,7 @@ func openDir(path string) (*dirLock, error) {
 // cannot: the errors are those of Run. It changes nothing but to make the
 // directory.
 func Free(dir string) error {
-	l, err := openDir(dir)
+	l, err := openDir(dir, "")
 	if err != nil {
 		return err
 	}

@@ -37,6 +37,8 @@ type Config struct {
 	// Dir is the data directory, used by one process at a time. Empty means a
 	// temporary one without fsync that goes with the store.
 	Dir string
+	// Temp is where a temporary one is made; empty means the system's place.
+	Temp string
 	// Name is the server's, unique in the cluster and the same after a restart.
 	Name string
 	Log  *slog.Logger
@@ -81,7 +83,7 @@ func New(cfg Config, st Applier) *Store {
 func (s *Store) Run(ctx context.Context, ready func()) (err error) {
 	defer close(s.ended)
 	defer s.queue.close()
-	dir, err := openDir(s.cfg.Dir)
+	dir, err := openDir(s.cfg.Dir, s.cfg.Temp)
 	if err != nil {
 		return err
 	}

@@ -101,9 +101,9 @@ func killRest(path string, except int) error {
 	}
 }
 
-// removeCgroup kills what is left in a cgroup and removes it with those that
-// were made below it.
-func removeCgroup(path string) error {
+// RemoveCgroup kills what is left in a cgroup and removes it with those that were
+// made below it. It waits some seconds for what it killed.
+func RemoveCgroup(path string) error {
 	if path == "" {
 		return nil
 	}

@@ -16,7 +16,7 @@ import (
 func TestNamesInside(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	const resolv = "nameserver 10.9.0.1\nnameserver fd00:9::1\nsearch my-network.internal\n"
+	const resolv = "nameserver 10.9.0.1\nnameserver fd00:9::1\nsearch my-network.internal\noptions timeout:1 attempts:5\n"
 	const hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n10.9.0.2\tweb\nfd00:9::2\tweb\n"
 	if got := w.output(w.script("web", "cat /etc/resolv.conf /etc/hosts")); got != resolv+hosts {
 		t.Errorf("resolv.conf and hosts inside:\n%s", got)
@@ -189,7 +189,7 @@ func TestUmask(t *testing.T) {
 	if err := p.Wait(limit); err != nil {
 		t.Error(err)
 	}
-	if got, want := p.Output(), "0077\nnameserver\nsearch\n644\n644\n"; strings.Replace(got, "running\n", "", 1) != want {
+	if got, want := p.Output(), "0077\nnameserver\nsearch\noptions\n644\n644\n"; strings.Replace(got, "running\n", "", 1) != want {
 		t.Errorf("umask and modes inside:\n%s", got)
 	}
 	w.clear("web")

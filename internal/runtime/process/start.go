@@ -230,7 +230,7 @@ func (s *Started) next() (report, error) {
 
 // discard removes what a workload that never ran has made.
 func discard(spec Spec) error {
-	err := errors.Join(removeCgroup(cgroupOf(spec)), os.RemoveAll(workloadDir(spec.RunDir, spec.Name)))
+	err := errors.Join(RemoveCgroup(cgroupOf(spec)), os.RemoveAll(workloadDir(spec.RunDir, spec.Name)))
 	if spec.Detach {
 		_ = os.Remove(logPath(spec)) // it may not have come that far
 	}

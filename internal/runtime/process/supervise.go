@@ -234,6 +234,10 @@ func (s *supervisor) ended(code int) error {
 	return s.state.save(s.dir)
 }
 
+// resolvOptions let a resolver (resolv.conf(5)) bridge the seconds of an agent's
+// restart: it asks again each second, and not after five.
+const resolvOptions = "options timeout:1 attempts:5\n"
+
 // writeNames writes what the workload sees as /etc/resolv.conf and /etc/hosts.
 func writeNames(dir, name string, a api.Attachment) error {
 	var resolv, hosts strings.Builder
@@ -242,6 +246,9 @@ func writeNames(dir, name string, a api.Attachment) error {
 	}
 	if len(a.Search) > 0 {
 		fmt.Fprintf(&resolv, "search %s\n", strings.Join(a.Search, " "))
+	}
+	if len(a.Nameservers) > 0 {
+		resolv.WriteString(resolvOptions)
 	}
 	hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
 	for _, addr := range a.Endpoint.Addrs {

@@ -140,7 +140,7 @@ func (t *Table) Clear(name string) error {
 	if s.Supervisor.Alive() {
 		return nil
 	}
-	if err := removeCgroup(s.Cgroup); err != nil {
+	if err := RemoveCgroup(s.Cgroup); err != nil {
 		return fmt.Errorf("clear workload %s: %w", name, err)
 	}
 	if err := os.RemoveAll(dir); err != nil {
