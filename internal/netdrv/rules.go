@@ -163,6 +163,7 @@ func (h *Host) replaceTable(p plan) error {
 	b.sets(p)
 	b.natChains(p)
 	b.filterChains(p)
+	b.waitForDNS()
 	if b.err != nil {
 		return b.err
 	}
@@ -303,6 +304,27 @@ func afterAddress(v6 bool) uint32 {
 		return reg2
 	}
 	return regPiece
+}
+
+// waitForDNS keeps the host from telling its networks that nobody listens at a
+// port 53. While no agent runs that is so, and a resolver that is told gives up at
+// once, where one that hears nothing asks again.
+func (b *builder) waitForDNS() {
+	out := b.chain("unheard", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter)
+	for _, of := range []struct {
+		proto      byte
+		kind, code byte
+		header     uint32 // bytes of the IP header of the packet that the message is about
+	}{
+		{unix.IPPROTO_ICMP, 3, 3, 20},   // port unreachable (RFC 792)
+		{unix.IPPROTO_ICMPV6, 1, 4, 40}, // port unreachable (RFC 4443, 3.1)
+	} {
+		b.rule(out, link(expr.MetaKeyOIFNAME, b.bridges, false),
+			matchBytes(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg1}, expr.CmpOpEq, []byte{of.proto}),
+			matchBytes(&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Len: 2}, expr.CmpOpEq, []byte{of.kind, of.code}),
+			matchBytes(&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 8 + of.header + 2, Len: 2}, expr.CmpOpEq, []byte{0, 53}),
+			verdict(expr.VerdictDrop))
+	}
 }
 
 // filterChains: VIPs never travel, and nobody comes in uninvited.

@@ -2,6 +2,7 @@ package netdrv_test
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -122,6 +123,16 @@ func TestTraffic(t *testing.T) {
 		n.outside.Exec("ip", "route", "add", "fd01::/64", "via", "fd10::1")
 		expect(t, n.outside, "tcp", "10.1.0.2:80", "")
 		expect(t, n.outside, "tcp", "[fd01::2]:80", "")
+	})
+	t.Run("a resolver that is away is waited for", func(t *testing.T) {
+		for _, gateway := range []string{"10.1.0.1", "fd01::1"} {
+			if _, err := ask(a, "udp", net.JoinHostPort(gateway, "54")); !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("nobody at port 54 of %s: %v, want it refused", gateway, err)
+			}
+			if _, err := ask(a, "udp", net.JoinHostPort(gateway, "53")); !timedOut(err) {
+				t.Errorf("nobody at port 53 of %s: %v, want no answer", gateway, err)
+			}
+		}
 	})
 	t.Run("VIPs are refused at once", func(t *testing.T) {
 		for _, from := range []space{n.node, a, d} {
