@@ -214,7 +214,11 @@ func (h *handler) agentCheckUpdate(c *call) (answer, error) {
 
 func (h *handler) updateTTL(c *call, status model.Status, output string) (answer, error) {
 	id := model.CheckID(c.rest)
-	checks := h.agent.Checks()
+	err := h.agent.UpdateTTL(id, status, output)
+	if err == nil {
+		return empty(), nil
+	}
+	checks := h.agent.Checks() // only now: heartbeats are many
 	i := slices.IndexFunc(checks, func(ch model.Check) bool { return ch.ID == id })
 	if i < 0 {
 		return answer{}, fail(http.StatusNotFound,
@@ -223,10 +227,7 @@ func (h *handler) updateTTL(c *call, status model.Status, output string) (answer
 	if checks[i].Type != "ttl" {
 		return answer{}, fail(http.StatusInternalServerError, "CheckID %q does not have associated TTL", c.rest)
 	}
-	if err := h.agent.UpdateTTL(id, status, output); err != nil {
-		return answer{}, err
-	}
-	return empty(), nil
+	return answer{}, err
 }
 
 type memberShape struct {

@@ -2,6 +2,7 @@ package consulapi_test
 
 import (
 	"context"
+	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/fairlead-net/fairlead/internal/model"
 )
 
 // client is the official client against the handler on a real connection.
@@ -230,5 +233,23 @@ func TestClientKV(t *testing.T) {
 	must(t, err)
 	if none, _, err := kv.Get("app/a", (&api.QueryOptions{}).WithContext(context.Background())); err != nil || none != nil {
 		t.Errorf("after deleting: %v, %v", none, err)
+	}
+}
+
+// TestHeartbeatListsNoChecks: a heartbeat costs the same on a node with thousands
+// of services.
+func TestHeartbeatListsNoChecks(t *testing.T) {
+	w := newWorld()
+	reg := model.Registration{Instance: model.Instance{ID: "web-1", Service: "web"}, Checks: []model.CheckSpec{{ID: "alive", TTL: time.Minute}}}
+	if _, err := w.Register(t.Context(), reg); err != nil {
+		t.Fatal(err)
+	}
+	rec := httptest.NewRecorder()
+	w.handler().ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodPut, "/v1/agent/check/pass/alive", nil))
+	if rec.Code != http.StatusOK || w.checks["alive"].Status != model.Passing {
+		t.Errorf("%d %s: %+v", rec.Code, rec.Body, w.checks["alive"])
+	}
+	if w.listed > 0 {
+		t.Errorf("all checks were listed %d times", w.listed)
 	}
 }

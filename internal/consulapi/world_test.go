@@ -29,6 +29,7 @@ type world struct {
 	checks  map[model.CheckID]model.Check
 	created map[string]model.Index
 	leader  string
+	listed  int    // how often all checks were listed
 	fail    error  // of every write
 	warning string // of every registration
 }
@@ -158,6 +159,7 @@ func (w *world) Services() []model.Registration {
 func (w *world) Checks() []model.Check {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.listed++
 	return slices.SortedFunc(maps.Values(w.checks), func(a, b model.Check) int { return cmp.Compare(a.ID, b.ID) })
 }
 
@@ -167,7 +169,10 @@ func (w *world) UpdateTTL(id model.CheckID, s model.Status, output string) error
 	if w.fail != nil {
 		return w.fail
 	}
-	c := w.checks[id]
+	c, ok := w.checks[id]
+	if !ok || c.Type != "ttl" {
+		return errors.New("no such TTL check")
+	}
 	c.Status, c.Output = s, output
 	w.putCheckLocked(c)
 	return nil
