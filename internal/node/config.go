@@ -148,7 +148,7 @@ func readFile(file string) (map[string]yaml.Node, error) {
 }
 
 func suggestion(key string, known map[string]bool) string {
-	best, distance := "", 4 // further than this is a different word
+	best, distance := "", min((len(key)+2)/3, 3)+1 // as far as this it is a different word
 	for k := range known {
 		if d := editDistance(key, k); d < distance || (d == distance && k < best) {
 			best, distance = k, d

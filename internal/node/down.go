@@ -168,8 +168,8 @@ func ownPins(cfg Config) ([]string, error) {
 	}
 	for _, dir := range []string{cfg.RunDir, cfg.DataDir} {
 		id, err := os.ReadFile(filepath.Join(dir, nodeIDFile))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			continue // an agent in development leaves the data directory alone, whatever it is
 		}
 		if err != nil {
 			return nil, fmt.Errorf("node id: %w", err)

@@ -42,8 +42,21 @@ func Check(cfg Config) error {
 	if !cfg.Dev {
 		errs = append(errs, usableDir("data-dir", cfg.DataDir))
 	}
-	errs = append(errs, usableDir("run-dir", cfg.RunDir))
+	errs = append(errs, usableDir("run-dir", cfg.RunDir), usablePools(cfg))
 	return errors.Join(errs...)
+}
+
+// usablePools refuses virtual addresses that this host uses otherwise: it would
+// be cut off from them.
+func usablePools(cfg Config) error {
+	host, err := openNetwork(cfg, nil)
+	if err != nil {
+		return err
+	}
+	if err = host.CheckPools(); err != nil {
+		err = fmt.Errorf("%w; set --vip-pool or --vip-pool6 to what nobody uses", err)
+	}
+	return errors.Join(err, host.Close())
 }
 
 // usableDir refuses a directory that cannot be used, or made where it is to be.
@@ -60,13 +73,13 @@ func usableDir(setting, path string) error {
 		case !st.IsDir():
 			return fmt.Errorf("%s %s: %s is not a directory", setting, path, at)
 		}
-		if err := unix.Access(at, unix.W_OK|unix.X_OK); err != nil {
-			return fmt.Errorf("%s %s: %w", setting, path, &os.PathError{Op: "write to", Path: at, Err: err})
-		}
 		if at == path {
 			if _, err := os.ReadDir(path); err != nil {
 				return fmt.Errorf("%s %s: %w", setting, path, err)
 			}
+		}
+		if err := unix.Access(at, unix.W_OK|unix.X_OK); err != nil {
+			return fmt.Errorf("%s %s: %w", setting, path, &os.PathError{Op: "write to", Path: at, Err: err})
 		}
 		return nil
 	}

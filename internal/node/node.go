@@ -136,7 +136,12 @@ func (a *Agent) assemble() error {
 		Node: a.self.Name, State: a.state, Maps: a.maps, Log: a.log,
 		Local: &callers{endpoints: a.endpoints, net: a.net, maps: a.maps, log: a.log},
 	})
+	at, err := netip.ParseAddr(a.cfg.Advertise)
+	if err != nil {
+		return fmt.Errorf("advertise: %w", err)
+	}
 	a.workloads = workload.New(workload.Config{
+		HostAddr: at,
 		Node: a.self.Name, State: a.state, Endpoints: a.endpoints, Registrations: a.local, Balancer: a.balancer,
 		Processes: process.NewTable(a.cfg.RunDir), Firewalls: a.net, Domain: "internal", Log: a.log,
 	})

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/fairlead-net/fairlead/internal/datapath"
 	"github.com/fairlead-net/fairlead/internal/endpoint"
 	"github.com/fairlead-net/fairlead/internal/ipam"
 	"github.com/fairlead-net/fairlead/internal/model"
@@ -116,7 +117,12 @@ var statuses = []struct {
 	{workload.ErrServiceTaken, http.StatusConflict},
 	{endpoint.ErrPortTaken, http.StatusConflict},
 	{endpoint.ErrOtherNode, http.StatusConflict},
+	{endpoint.ErrNotThisNode, http.StatusConflict},
 	{endpoint.ErrAttached, http.StatusConflict},
+	{netdrv.ErrNameClash, http.StatusConflict},
+	{netdrv.ErrPortTaken, http.StatusConflict},
+	{netdrv.ErrPortClash, http.StatusConflict},
+	{netdrv.ErrRouteClash, http.StatusConflict},
 	{ipam.ErrExhausted, http.StatusConflict},
 	{ipam.ErrTaken, http.StatusConflict},
 	{ipam.ErrNoDefault, http.StatusConflict},
@@ -127,6 +133,9 @@ var statuses = []struct {
 	{endpoint.ErrBadNetwork, http.StatusBadRequest},
 	{workload.ErrSpec, http.StatusBadRequest},
 	{model.ErrInvalid, http.StatusBadRequest},
+	{ipam.ErrBadPrefix, http.StatusBadRequest},
+	{ipam.ErrTooWide, http.StatusBadRequest},
+	{ipam.ErrTooSmall, http.StatusBadRequest},
 	{ipam.ErrOutside, http.StatusBadRequest},
 	{ipam.ErrReserved, http.StatusBadRequest},
 	{netdrv.ErrNoIPv6, http.StatusBadRequest},
@@ -134,6 +143,11 @@ var statuses = []struct {
 	{netdrv.ErrNotNamespace, http.StatusBadRequest},
 	{netdrv.ErrHostNamespace, http.StatusBadRequest},
 	{store.ErrNoLeader, http.StatusServiceUnavailable},
+	{store.ErrUnknownOutcome, http.StatusServiceUnavailable},
+	{store.ErrClosed, http.StatusServiceUnavailable},
+	{store.ErrTooLarge, http.StatusRequestEntityTooLarge},
+	{store.ErrNoSpace, http.StatusInsufficientStorage},
+	{datapath.ErrFull, http.StatusInsufficientStorage},
 }
 
 // httpStatus is the status of an error, 0 for one that nobody foresaw.
