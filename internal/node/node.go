@@ -142,7 +142,7 @@ func (a *Agent) assemble() error {
 	}
 	a.workloads = workload.New(workload.Config{
 		HostAddr: at,
-		Node: a.self.Name, State: a.state, Endpoints: a.endpoints, Registrations: a.local, Balancer: a.balancer,
+		Node:     a.self.Name, State: a.state, Endpoints: a.endpoints, Registrations: a.local, Balancer: a.balancer,
 		Processes: process.NewTable(a.cfg.RunDir), Firewalls: a.net, Domain: "internal", Log: a.log,
 	})
 	return a.openMetrics()

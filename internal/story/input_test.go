@@ -332,6 +332,8 @@ func TestBadAgents(t *testing.T) {
 		{[]string{"--check", "--cgroup", dir("file")}, 1, "it is not in a cgroup v2 hierarchy"},
 		{[]string{"--check", "--http-addr", "here", "--site", "a b", "--vip-pool", "10.0.0.0/25"}, 2, `http-addr "here": want an IP address and a port`},
 		{[]string{"--check", "--http-addr", "here", "--site", "a b", "--vip-pool", "10.0.0.0/25"}, 2, `vip-pool "10.0.0.0/25": want an IPv4 prefix of at most 24 bits`},
+		{[]string{"--check", "--vip-pool", "198.51.0.0/16"}, 1, "virtual addresses: 198.51.0.0/16 overlaps 198.51.100.0/24 of address 198.51.100.1/24 on eth0; set --vip-pool"},
+		{with(spare, "--run-dir", dir("run2"), "--data-dir", dir("data2"), "--vip-pool", "10.30.0.0/16"), 1, "virtual addresses: 10.30.0.0/16 overlaps 10.30.0.0/30 of address 10.30.0.1/30 on fl-"},
 		{[]string{"--check", "--config", dir("config/bad.yaml")}, 2, `bad.yaml:1: unknown key "http_adr"; did you mean "http_addr"?`},
 		{[]string{"--check", "--config", dir("config/none.yaml")}, 2, "no such file"},
 		{[]string{"--chekc"}, 2, "unknown flag: --chekc"},

@@ -87,6 +87,8 @@ type Config struct {
 	Processes     Processes
 	Firewalls     Firewalls
 	Balancer      Balancer
+	// HostAddr is the address at which others reach this host's published ports.
+	HostAddr netip.Addr
 	// Domain is the domain of names inside networks, "internal".
 	Domain string
 	Log    *slog.Logger
@@ -130,7 +132,7 @@ func (s *Set) Attach(ctx context.Context, w api.WorkloadSpec) (api.Attachment, e
 	if w.Service == nil {
 		return s.settle(ctx, a), nil
 	}
-	warning, err := s.cfg.Registrations.Register(ctx, registration(s.cfg.Node, w, e))
+	warning, err := s.cfg.Registrations.Register(ctx, s.registration(w, e))
 	if err != nil {
 		err = fmt.Errorf("register service %s: %w", w.Service.Name, err)
 		if !slices.ContainsFunc(before, func(o *model.Endpoint) bool { return o.ID == e.ID }) {
@@ -421,8 +423,10 @@ func checkService(v *api.Service) error {
 }
 
 // registration is what the workload's service looks like in the catalogue: one
-// instance that answers at all of the endpoint's addresses.
-func registration(node model.NodeName, w api.WorkloadSpec, e model.Endpoint) model.Registration {
+// instance that answers at all of the endpoint's addresses and, where its port is
+// published to more than the host, at the host's.
+func (s *Set) registration(w api.WorkloadSpec, e model.Endpoint) model.Registration {
+	node := s.cfg.Node
 	in := model.Instance{
 		Node: node, ID: model.ServiceID(w.Name), Service: model.ServiceName(w.Service.Name),
 		Tags: w.Service.Tags, Port: int(w.Service.Port), Weights: model.DefaultWeights, Endpoint: e.ID,
@@ -433,6 +437,14 @@ func registration(node model.NodeName, w api.WorkloadSpec, e model.Endpoint) mod
 			in.Address = a.String()
 		}
 		in.Places = append(in.Places, model.Place{Network: e.Network, Addr: a, Port: w.Service.Port})
+	}
+	for _, p := range e.Ports {
+		// A service is asked over TCP unless its callers know better; a port that
+		// is published for UDP alone is no place for them.
+		if p.Proto == model.TCP && p.Port == w.Service.Port && p.Expose != model.ExposeHost && s.hostReaches(e) {
+			in.Places = append(in.Places, model.Place{Addr: s.cfg.HostAddr, Port: p.HostPort})
+			break
+		}
 	}
 	r := model.Registration{Instance: in}
 	if c := w.Service.Check; c != nil {
@@ -453,6 +465,13 @@ func registration(node model.NodeName, w api.WorkloadSpec, e model.Endpoint) mod
 		r.Checks = append(r.Checks, spec)
 	}
 	return r
+}
+
+// hostReaches reports whether the host's address leads to published ports of the
+// endpoint: it is not loopback, and the endpoint has an address of its family.
+func (s *Set) hostReaches(e model.Endpoint) bool {
+	a := s.cfg.HostAddr
+	return a.IsValid() && !a.IsLoopback() && (a.Is4() && e.Addr4().IsValid() || a.Is6() && e.Addr6().IsValid())
 }
 
 // Endpoint is an endpoint as the native API shows it.

@@ -54,6 +54,7 @@ func TestAttach(t *testing.T) {
 			Endpoint: "web-1@my-network",
 			Places: []model.Place{
 				{Network: "my-network", Addr: addrs[0], Port: 80}, {Network: "my-network", Addr: addrs[1], Port: 80},
+				{Addr: netip.MustParseAddr("192.0.2.1"), Port: 8080},
 			},
 			Stamp: model.Stamp{Owner: model.NodeOwner(node)},
 		},
@@ -74,6 +75,37 @@ func TestAttach(t *testing.T) {
 	}
 	if c := w.regs[1].Checks[0]; c.TCP != "[fd00:9::9]:80" || c.HTTP != "" || c.Interval != time.Second {
 		t.Errorf("check at an IPv6 address: %+v", c)
+	}
+}
+
+// An instance has a place on the host where its port is published to others, and
+// nowhere else.
+func TestPublishedPlace(t *testing.T) {
+	for what, c := range map[string]struct {
+		ports []api.Port
+		want  string
+	}{
+		"to anybody":       {[]api.Port{{Proto: "tcp", HostPort: 8080, Port: 80, Expose: "any"}}, "192.0.2.1:8080"},
+		"to the LAN":       {[]api.Port{{Proto: "udp", HostPort: 1, Port: 80, Expose: "lan"}, {Proto: "tcp", HostPort: 81, Port: 80, Expose: "lan"}}, "192.0.2.1:81"},
+		"to the host":      {[]api.Port{{Proto: "tcp", HostPort: 8080, Port: 80, Expose: "host"}}, ""},
+		"another port":     {[]api.Port{{Proto: "tcp", HostPort: 8080, Port: 81, Expose: "any"}}, ""},
+		"another protocol": {[]api.Port{{Proto: "udp", HostPort: 8080, Port: 80, Expose: "any"}}, ""},
+	} {
+		w := newWorld(t)
+		in := spec("web-1", "web")
+		in.Ports = c.ports
+		if _, err := w.set.Attach(t.Context(), in); err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, p := range w.regs[0].Instance.Places {
+			if p.Network == "" {
+				got += netip.AddrPortFrom(p.Addr, p.Port).String()
+			}
+		}
+		if got != c.want {
+			t.Errorf("published %s: on the host at %q, want %q", what, got, c.want)
+		}
 	}
 }
 

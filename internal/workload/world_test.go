@@ -56,7 +56,7 @@ func newWorld(t *testing.T) *world {
 	}}}})
 	w.set = workload.New(workload.Config{
 		Node: node, State: w.st, Endpoints: w, Registrations: registrations{w}, Processes: processes{w}, Firewalls: w,
-		Balancer: w, Domain: "internal", Log: slog.New(slog.DiscardHandler),
+		Balancer: w, HostAddr: netip.MustParseAddr("192.0.2.1"), Domain: "internal", Log: slog.New(slog.DiscardHandler),
 	})
 	return w
 }
