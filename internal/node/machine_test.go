@@ -120,14 +120,23 @@ func TestCheck(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	good := Config{DataDir: filepath.Join(dir, "data"), RunDir: filepath.Join(dir, "run")}
+	good, err := Load("", func(string) (string, bool) { return "", false }, map[string]string{
+		"data-dir": filepath.Join(dir, "data"), "run-dir": filepath.Join(dir, "run"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := Check(good); err != nil {
 		t.Error(err)
 	}
-	if err := Check(Config{Dev: true, DataDir: file, RunDir: good.RunDir}); err != nil {
+	dev := good
+	dev.Dev, dev.DataDir = true, file
+	if err := Check(dev); err != nil {
 		t.Errorf("in development the data directory does not matter: %v", err)
 	}
-	err := Check(Config{DataDir: file, RunDir: filepath.Join(file, "run"), Cgroup: dir})
+	bad := good
+	bad.DataDir, bad.RunDir, bad.Cgroup = file, filepath.Join(file, "run"), dir
+	err = Check(bad)
 	for _, want := range []string{"data-dir " + file, "run-dir " + file, "cgroup " + dir} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want all in one, and %q", err, want)
