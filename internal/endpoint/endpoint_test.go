@@ -151,6 +151,8 @@ func TestErrors(t *testing.T) {
 			{second(w.set.CreateNetwork(t.Context(), model.Network{Name: "b", MTU: 100})), endpoint.ErrBadNetwork},
 			{second(w.set.CreateNetwork(t.Context(), model.Network{Name: "b", Driver: "overlay"})), endpoint.ErrDriver},
 			{second(w.set.CreateNetwork(t.Context(), model.Network{Name: ""})), endpoint.ErrNetworkName},
+			{second(w.set.CreateNetwork(t.Context(), model.Network{Name: "service"})), endpoint.ErrNetworkName},
+			{second(w.set.CreateNetwork(t.Context(), model.Network{Name: "Node"})), endpoint.ErrNetworkName},
 		} {
 			if !errors.Is(tt.got, tt.want) {
 				t.Errorf("got %v, want %v", tt.got, tt.want)

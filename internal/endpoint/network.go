@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/fairlead-net/fairlead/internal/ipam"
 	"github.com/fairlead-net/fairlead/internal/model"
@@ -174,10 +175,17 @@ func (s *Set) dropNetwork(ctx context.Context, name model.NetworkName) error {
 	return s.applyRules(ctx)
 }
 
+// spokenFor are the labels that have a meaning of their own in front of our
+// domains: nobody in a network of that name could be found as NAME.NETWORK.internal.
+var spokenFor = []string{"service", "node", "virtual", "addr"}
+
 // draftNetwork fills in what the asker left open and refuses what cannot be.
 func (s *Set) draftNetwork(ctx context.Context, n model.Network) (model.Network, error) {
 	if !label.MatchString(string(n.Name)) {
 		return n, fmt.Errorf("network %q: %w: want 1 to 63 letters, digits and inner hyphens", n.Name, ErrNetworkName)
+	}
+	if slices.Contains(spokenFor, strings.ToLower(string(n.Name))) {
+		return n, fmt.Errorf("network %q: %w: in DNS that label means something else; choose another", n.Name, ErrNetworkName)
 	}
 	if n.Driver == "" {
 		n.Driver = model.DriverBridge
