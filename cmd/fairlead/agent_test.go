@@ -136,6 +136,13 @@ func fixed(w http.ResponseWriter, path string) {
 			n.Endpoints = []api.Endpoint{endpoint}
 			return n
 		}(),
+		"/networks/db": api.Network{
+			Name: "db", Driver: "bridge", Node: "host-1", MTU: 9000, Internal: true, Labels: map[string]string{"team": "a", "env": "b\x1b"},
+			Subnets: []api.Subnet{{
+				Prefix: netip.MustParsePrefix("10.20.0.0/24"), Gateway: netip.MustParseAddr("10.20.0.254"),
+				Reserved: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/28"), netip.MustParsePrefix("10.20.0.99/32")},
+			}},
+		},
 		"/workloads":    []api.Workload{{Name: "web-1", PID: 77, Command: []string{"httpd", "-f"}, State: "running", Service: "web", Endpoints: []api.Endpoint{endpoint}}},
 		"/services":     []api.ServiceInfo{service, {Name: "idle", Tags: []string{}, Instances: []api.InstanceInfo{}}},
 		"/services/web": service,
@@ -265,6 +272,9 @@ func answerDNS(w dns.ResponseWriter, q *dns.Msg) {
 		}
 		return all
 	}
+	explain := func(why string) {
+		m.SetEdns0(dnsPayload, false).IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeOther, ExtraText: why}}
+	}
 	_, udp := w.LocalAddr().(*net.UDPAddr)
 	switch key := q.Question[0].Name + " " + dns.TypeToString[q.Question[0].Qtype]; {
 	case key == "web.service.consul. A":
@@ -279,6 +289,12 @@ func answerDNS(w dns.ResponseWriter, q *dns.Msg) {
 		m.Answer = rr("big.service.consul. 0 IN A 10.210.0.9")
 	case strings.HasPrefix(key, "example.com."):
 		m.Rcode = dns.RcodeServerFailure
+	case strings.HasPrefix(key, "example.net."):
+		m.Rcode = dns.RcodeServerFailure
+		explain("ask 192.0.2.53:53: no\x1bwhere")
+	case key == "web.service.dc2.consul. A":
+		m.Rcode = dns.RcodeNameError
+		explain("no site (datacenter) dc2 is known here")
 	case strings.HasPrefix(key, "elsewhere."):
 		m.Rcode = dns.RcodeRefused
 	default:

@@ -106,7 +106,7 @@ func lookUp(c *cobra.Command, o *options, at string, q dns.Question) error {
 	if err := o.show(c.OutOrStdout(), a, func(w io.Writer) error { return describeAnswer(w, a) }); err != nil {
 		return err
 	}
-	return verdict(q, reply.Rcode)
+	return verdict(q, reply.Rcode, a.Explanation)
 }
 
 func dnsFailure(at string, err error) error {
@@ -122,14 +122,16 @@ func dnsFailure(at string, err error) error {
 
 // dnsAnswer is a reply as -o json and -o yaml show it.
 type dnsAnswer struct {
-	Name       string      `json:"name"`
-	Type       string      `json:"type"`
-	Server     string      `json:"server"`
-	Protocol   string      `json:"protocol"`
-	Rcode      string      `json:"rcode"`
-	Authority  bool        `json:"authoritative"`
-	Answers    []dnsRecord `json:"answers"`
-	Additional []dnsRecord `json:"additional"`
+	Name     string `json:"name"`
+	Type     string `json:"type"`
+	Server   string `json:"server"`
+	Protocol string `json:"protocol"`
+	Rcode    string `json:"rcode"`
+	// Explanation is the text of an extended error (RFC 8914).
+	Explanation string      `json:"explanation,omitempty"`
+	Authority   bool        `json:"authoritative"`
+	Answers     []dnsRecord `json:"answers"`
+	Additional  []dnsRecord `json:"additional"`
 }
 
 type dnsRecord struct {
@@ -142,9 +144,23 @@ type dnsRecord struct {
 func answerOf(at, proto string, q dns.Question, m *dns.Msg) dnsAnswer {
 	return dnsAnswer{
 		Name: q.Name, Type: dns.TypeToString[q.Qtype], Server: at, Protocol: proto,
-		Rcode: rcodeName(m.Rcode), Authority: m.Authoritative,
+		Rcode: rcodeName(m.Rcode), Explanation: explanation(m), Authority: m.Authoritative,
 		Answers: records(m.Answer), Additional: records(m.Extra),
 	}
+}
+
+func explanation(m *dns.Msg) string {
+	opt := m.IsEdns0()
+	if opt == nil {
+		return ""
+	}
+	var all []string
+	for _, o := range opt.Option {
+		if e, ok := o.(*dns.EDNS0_EDE); ok && e.ExtraText != "" {
+			all = append(all, plain(e.ExtraText))
+		}
+	}
+	return strings.Join(all, "; ")
 }
 
 func rcodeName(code int) string {
@@ -170,6 +186,9 @@ func records(all []dns.RR) []dnsRecord {
 func describeAnswer(w io.Writer, a dnsAnswer) error {
 	p := &printer{w: w}
 	p.line("; %s %s: %s, %s, from %s over %s", a.Name, a.Type, a.Rcode, counted(len(a.Answers), "record"), a.Server, a.Protocol)
+	if a.Explanation != "" {
+		p.line("; %s", a.Explanation)
+	}
 	if p.err != nil {
 		return p.err
 	}
@@ -193,21 +212,26 @@ func describeAnswer(w io.Writer, a dnsAnswer) error {
 	return rows(a.Additional)
 }
 
-// verdict turns what the server says went wrong into what to do about it.
-func verdict(q dns.Question, code int) error {
+// verdict turns what the server says went wrong into what to do about it. The
+// server's explanation, if there is one, comes before a guess from the name.
+func verdict(q dns.Question, code int, explained string) error {
 	name := strings.TrimSuffix(q.Name, ".")
 	switch code {
 	case dns.RcodeSuccess:
 		return nil
 	case dns.RcodeNameError:
-		return fmt.Errorf("%s does not exist (NXDOMAIN): %s", name, whyMissing(name))
+		return fmt.Errorf("%s does not exist (NXDOMAIN): %s", name, whyMissing(name, explained))
 	case dns.RcodeServerFailure:
-		return fmt.Errorf("%s could not be looked up (SERVFAIL): names outside the agent's own domains are asked of the resolvers in its resolv-conf; see the agent's log for why they do not answer", name)
+		return fmt.Errorf("%s could not be looked up (SERVFAIL): %s", name,
+			cmp.Or(explained, "names outside the agent's own domains are asked of the resolvers in its resolv-conf, which do not answer"))
 	}
-	return fmt.Errorf("%s was not looked up: the server answered %s", name, rcodeName(code))
+	if explained != "" {
+		explained = ": " + explained
+	}
+	return fmt.Errorf("%s was not looked up: the server answered %s%s", name, rcodeName(code), explained)
 }
 
-func whyMissing(name string) string {
+func whyMissing(name, explained string) string {
 	labels := strings.Split(strings.ToLower(name), ".")
 	for i, l := range labels {
 		if i == 0 || i == len(labels)-1 {
@@ -216,20 +240,22 @@ func whyMissing(name string) string {
 		of := labels[i-1]
 		switch l {
 		case "service":
+			guess := ""
 			if rfc2782 := strings.HasPrefix(of, "_"); rfc2782 && i > 1 {
 				of = strings.TrimPrefix(labels[i-2], "_")
 			} else if i > 1 {
-				return fmt.Sprintf("no healthy instance of %q has the tag %q; 'fairlead service inspect %s' shows its instances and their checks", of, strings.Join(labels[:i-1], "."), of)
+				guess = fmt.Sprintf("no healthy instance of %q has the tag %q", of, strings.Join(labels[:i-1], "."))
 			}
-			return fmt.Sprintf("no healthy instance of %q is in the catalogue; 'fairlead service inspect %s' shows its instances and their checks", of, of)
+			guess = cmp.Or(guess, fmt.Sprintf("no healthy instance of %q is in the catalogue", of))
+			return fmt.Sprintf("%s; 'fairlead service inspect %s' shows its instances and their checks", cmp.Or(explained, guess), of)
 		case "virtual":
-			return fmt.Sprintf("service %q has no virtual address, since it was never registered; 'fairlead service ls' lists services", of)
+			return cmp.Or(explained, fmt.Sprintf("service %q has no virtual address, since it was never registered; 'fairlead service ls' lists services", of))
 		case "node":
-			return fmt.Sprintf("no node is called %q", of)
+			return cmp.Or(explained, fmt.Sprintf("no node is called %q", of))
 		}
 	}
 	if len(labels) == 1 {
-		return fmt.Sprintf("bare names are answered to workloads in a network only; ask for %s.service.consul", name)
+		return cmp.Or(explained, fmt.Sprintf("bare names are answered to workloads in a network only; ask for %s.service.consul", name))
 	}
-	return "names of services end in .service.consul or .service.internal"
+	return cmp.Or(explained, "names of services end in .service.consul or .service.internal")
 }

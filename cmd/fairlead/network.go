@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -165,12 +166,19 @@ func describeNetwork(w io.Writer, n api.Network) error {
 	p.line("Driver:    %s", plain(n.Driver))
 	p.line("Node:      %s", plain(n.Node))
 	for _, s := range n.Subnets {
-		p.line("Subnet:    %s, gateway %s", s.Prefix, s.Gateway)
+		reserved := ""
+		if len(s.Reserved) > 0 {
+			reserved = ", reserved " + joined(s.Reserved)
+		}
+		p.line("Subnet:    %s, gateway %s%s", s.Prefix, s.Gateway, reserved)
 	}
 	if n.MTU != 0 {
 		p.line("MTU:       %d", n.MTU)
 	}
 	p.line("Internal:  %t", n.Internal)
+	for _, key := range slices.Sorted(maps.Keys(n.Labels)) {
+		p.line("Label:     %s=%s", plain(key), plain(n.Labels[key]))
+	}
 	p.line("Endpoints: %d", len(n.Endpoints))
 	if len(n.Endpoints) == 0 || p.err != nil {
 		return p.err
@@ -218,7 +226,9 @@ func prefixes(n api.Network) []string {
 	return out
 }
 
-func addrs(all []netip.Addr) string {
+func addrs(all []netip.Addr) string { return joined(all) }
+
+func joined[T fmt.Stringer](all []T) string {
 	var out []string
 	for _, a := range all {
 		out = append(out, a.String())
