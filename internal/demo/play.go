@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -271,12 +272,24 @@ func (s *stage) restartAgent(ctx context.Context) error {
 	if r.err != nil {
 		return r.err
 	}
-	_, failed := count(r.all)
-	s.say("away for %s; %d requests meanwhile and around, failed %d", away, len(r.all), failed)
-	s.claim(failed == 0, "connections go on while the agent is away", "%s away, %d of %d failed", away, failed, len(r.all))
+	s.judgeRestart(r.all, killed, away)
 	err := s.until(ctx, "the registrations to be back", func() error { return s.passing(ctx, instances-1) })
 	s.claim(err == nil, "registrations are back without a client's help", "%d instances pass", instances-1)
 	return nil
+}
+
+// judgeRestart says how the load did without the agent, which was away from
+// killed on for as long as away.
+func (s *stage) judgeRestart(all []Request, killed time.Time, away time.Duration) {
+	_, failed := count(all)
+	meanwhile := 0
+	for _, r := range all {
+		if r.Start.After(killed) && r.Start.Before(killed.Add(away)) {
+			meanwhile++
+		}
+	}
+	s.say("away for %s; %d requests, %d of them meanwhile, failed %d", away, len(all), meanwhile, failed)
+	s.claim(failed == 0 && meanwhile > 0, "connections go on while the agent is away", "%s away, %d requests meanwhile, %d of %d failed", away, meanwhile, failed, len(all))
 }
 
 func (s *stage) attached(ctx context.Context, name string) error {
@@ -331,8 +344,36 @@ func (s *stage) strike(ctx context.Context) error {
 	_ = s.agent.Wait() // down ended it
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	s.say("$ fairlead down --purge\n%d things removed: %s; ...", len(lines), strings.Join(lines[:min(3, len(lines))], "; "))
-	s.claim(true, "'down --purge' leaves nothing behind", "%d things removed, looked again", len(lines))
+	left, err := s.left()
+	if err != nil {
+		return err
+	}
+	s.claim(len(left) == 0, "'down --purge' leaves nothing behind", "%d things removed, left: %s", len(lines), strings.Join(append(left, "nothing")[:max(1, len(left))], ", "))
 	return nil
+}
+
+// left looks for what an agent may leave, without asking Fairlead.
+func (s *stage) left() ([]string, error) {
+	var all []string
+	links, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("look for links: %w", err)
+	}
+	for _, l := range links {
+		if l.Name != "lo" {
+			all = append(all, "link "+l.Name)
+		}
+	}
+	for _, pattern := range []string{
+		filepath.Join(s.dir, "run"), filepath.Join(s.dir, "data"), filepath.Join(s.dir, "bpf", "*"), filepath.Join(s.cgroup, "*", "*.scope"),
+	} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, fmt.Errorf("look for files: %w", err)
+		}
+		all = append(all, found...)
+	}
+	return all, nil
 }
 
 func count(all []Request) (per map[string]int, failed int) {

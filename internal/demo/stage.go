@@ -131,6 +131,7 @@ const patience = 15 * time.Second
 
 // until waits for something to hold.
 func (s *stage) until(ctx context.Context, what string, holds func() error) error {
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	tick := time.NewTicker(pollEvery)
@@ -142,7 +143,7 @@ func (s *stage) until(ctx context.Context, what string, holds func() error) erro
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waited %s for %s: %w", patience, what, err)
+			return fmt.Errorf("waited %s for %s: %w", since(began), what, err)
 		case <-tick.C:
 		}
 	}
