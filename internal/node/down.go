@@ -52,6 +52,12 @@ func Down(ctx context.Context, cfg Config, purge bool, log *slog.Logger) (done [
 	case !errors.Is(err, fs.ErrNotExist):
 		return done, fmt.Errorf("%w; a service manager may have started it again: stop it there", err)
 	}
+	// Another agent's things are not told apart from this one's in the kernel.
+	namespace, err := claimNamespace()
+	if err != nil {
+		return done, fmt.Errorf("%w; nothing of it was removed: give 'down' the settings of that one", err)
+	}
+	defer func() { err = errors.Join(err, namespace.Close()) }()
 	var errs []error
 	note := func(lines []string, err error) {
 		done = append(done, lines...)

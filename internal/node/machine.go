@@ -316,7 +316,7 @@ func flockRunDir(dir string) (*os.File, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		defer f.Close() // the lock is another's
 		if pid := pidIn(f); pid > 0 && errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("run-dir %s is in use by another agent (pid %d); stop it, or give this one its own --run-dir, --data-dir and addresses", dir, pid)
+			return nil, fmt.Errorf("run-dir %s is in use by another agent (pid %d); one agent serves a whole host, so stop that one first", dir, pid)
 		}
 		return nil, fmt.Errorf("run-dir %s is in use by another agent: %w", dir, err)
 	}
@@ -331,13 +331,42 @@ const namespaceName = "@fairlead-agent"
 // other's packet filter, even with directories and addresses of their own.
 func claimNamespace() (io.Closer, error) {
 	l, err := net.Listen("unix", namespaceName)
-	if errors.Is(err, unix.EADDRINUSE) {
-		return nil, fmt.Errorf("%w: another one works in this network namespace, and one agent serves a whole host", ErrHost)
+	if err == nil {
+		return l, nil
 	}
-	if err != nil {
+	if !errors.Is(err, unix.EADDRINUSE) {
 		return nil, fmt.Errorf("claim the network namespace: %w", err)
 	}
-	return l, nil
+	pid, uid, err := namespaceHolder()
+	if errors.Is(err, unix.ECONNREFUSED) {
+		return io.NopCloser(nil), nil // an agent would listen
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: something holds this network namespace: %w", ErrHost, err)
+	}
+	if uid != 0 {
+		// An abstract name is anybody's to take; only root can be an agent.
+		return io.NopCloser(nil), nil
+	}
+	return nil, fmt.Errorf("%w: another one works in this network namespace (pid %d), and one agent serves a whole host", ErrHost, pid)
+}
+
+// namespaceHolder tells whose the namespace's socket is, in the kernel's word
+// (SO_PEERCRED, unix(7)).
+func namespaceHolder() (pid, uid int, err error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: namespaceName}); err != nil {
+		return 0, 0, err
+	}
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return 0, 0, err
+	}
+	return int(cred.Pid), int(cred.Uid), nil
 }
 
 func writeAt0(f *os.File, s string) error {

@@ -1,6 +1,7 @@
 package story
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,10 +35,34 @@ func TestTwoAgentsOnOneHost(t *testing.T) {
 	if nft := h.Exec("nft", "list", "ruleset"); !strings.Contains(nft, "table inet fairlead") {
 		t.Errorf("the first agent's table is gone:\n%s", nft)
 	}
+	out, err = a.tryCLI(append([]string{"down", "--purge"}, second...)...)
+	if err == nil || !strings.Contains(err.Error(), "give 'down' the settings of that one") {
+		t.Errorf("down of the second agent, which never was: %v\n%s", err, out)
+	}
 	if err := os.Remove(cgroup); err != nil {
 		t.Error(err)
 	}
 	if diff := testlab.Diff(before, h.Inventory()); len(diff) > 0 {
 		t.Errorf("the second agent changed the host:\n%s", strings.Join(diff, "\n"))
 	}
+}
+
+// TestStrangerHoldsTheName: whoever is not root cannot keep the agent from starting.
+func TestStrangerHoldsTheName(t *testing.T) {
+	t.Parallel()
+	testlab.Require(t, testlab.Tool("python3"), testlab.Tool("setpriv"))
+	h := testlab.New(t).Host("squatted")
+	p := h.Start("setpriv", "--reuid", "65534", "--clear-groups", "/usr/bin/python3", "-uc", `import signal, socket
+s = socket.socket(socket.AF_UNIX)
+s.bind("\0fairlead-agent")
+s.listen()
+print("held")
+signal.pause()`)
+	testlab.Eventually(t, settleLimit, func() error {
+		if !strings.Contains(p.Output(), "held") {
+			return errors.New(p.Output())
+		}
+		return nil
+	})
+	newAgent(t, h)
 }
