@@ -163,8 +163,6 @@ func TestInheritance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A thread of this process may block signals for a moment, so that its own
-	// are no measure.
 	for _, field := range []string{"SigBlk", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp"} {
 		for line := range strings.Lines(string(status)) {
 			if strings.HasPrefix(line, field+":") {
