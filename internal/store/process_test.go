@@ -97,13 +97,13 @@ func TestKilledOwner(t *testing.T) {
 
 // A damaged log gives an error instead of ending the process.
 func TestDamagedLog(t *testing.T) {
-	dir := t.TempDir()
 	if d := os.Getenv(childDir); d != "" {
 		begin := time.Now()
 		err := New(Config{Dir: d, Name: "n1", Log: quiet()}, newFakeState()).Run(t.Context(), func() { t.Error("ready") })
 		fmt.Printf("error after %v: %v\n", time.Since(begin), err)
 		os.Exit(0) // etcd leaves goroutines behind
 	}
+	dir := t.TempDir()
 	n := startStore(t, dir)
 	n.must(t, put("a", "1"), true)
 	if err := n.stop(); err != nil {

@@ -27,9 +27,9 @@ func (r *recorder) Errorf(format string, args ...any) {
 func (r *recorder) Failed() bool        { return len(r.errors) > 0 }
 func (r *recorder) Logf(string, ...any) {}
 
-// begun has a shell wait until its last child runs the program with this argument:
-// until then the child has no name to be found by.
-func begun(arg string) string { return "while ! grep -q " + arg + " /proc/$!/cmdline; do :; done" }
+// begun has a shell wait until its last child is the program sleep: until then it
+// is a copy of the shell, or has no name at all.
+const begun = "while ! grep -aq ^sleep /proc/$!/cmdline; do :; done"
 
 func TestLeaksAreFoundAndRemoved(t *testing.T) {
 	Require(t, Root)
@@ -39,9 +39,9 @@ func TestLeaksAreFoundAndRemoved(t *testing.T) {
 		want string
 	}{
 		{"nothing", func(*testing.T, *Host) {}, ""},
-		{"process left by a command", func(_ *testing.T, h *Host) { h.Exec("sh", "-c", "sleep 1001 & "+begun("1001")) }, "(sleep 1001)"},
+		{"process left by a command", func(_ *testing.T, h *Host) { h.Exec("sh", "-c", "sleep 1001 & "+begun) }, "(sleep 1001)"},
 		{"process that left its control group", func(t *testing.T, h *Host) {
-			h.Exec("sh", "-c", "sleep 1002 & "+begun("1002")+"; echo $! > "+filepath.Dir(h.Cgroup())+"/cgroup.procs")
+			h.Exec("sh", "-c", "sleep 1002 & "+begun+"; echo $! > "+filepath.Dir(h.Cgroup())+"/cgroup.procs")
 		}, "(sleep 1002) outside of its control group"},
 		{"mount inside the host", func(_ *testing.T, h *Host) { h.Exec("mount", "-t", "tmpfs", "none", "/run/lock") },
 			"host a: mount /run/lock"},
