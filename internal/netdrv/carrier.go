@@ -13,7 +13,7 @@ const (
 	carrierLook = time.Millisecond
 )
 
-// awaitCarrier waits until both ends of the pair carry packets. The kernel notes
+// awaitCarrier waits until both ends of the pair and the bridge carry packets. The kernel notes
 // that the other end is up in a work item of its own (net/core/link_watch.c);
 // until then an interface drops what it is given, and a bridge does not forward
 // to it. Without the wait a workload's first packet, most often its first name
@@ -22,7 +22,12 @@ func (a *attachment) awaitCarrier(peer netlink.Link) error {
 	ends := []struct {
 		handle *netlink.Handle
 		index  int
-	}{{a.inner, peer.Attrs().Index}, {a.h.nl, a.result.HostIfIndex}}
+	}{
+		{a.inner, peer.Attrs().Index}, {a.h.nl, a.result.HostIfIndex},
+		// A bridge has a carrier while a port of it has one, so that of a network's
+		// first endpoint has just got it; without, the gateway's answers are lost.
+		{a.h.nl, a.bridge.Attrs().Index},
+	}
 	end := time.Now().Add(carrierWait)
 	for _, e := range ends {
 		for {
