@@ -1,6 +1,7 @@
 package testlab
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -8,16 +9,27 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
+// lastBreath is how long a child may take to see that its parent, which the lab has stopped, is gone, and to end too.
+const lastBreath = time.Second
+
 // leaks names what the test left in the host, after the processes that the lab itself started were stopped.
 func (h *Host) leaks() []string {
 	var found []string
-	for _, pid := range cgroupProcs(h.cgroup) {
-		found = append(found, fmt.Sprintf("host %s: %s", h.name, describe(pid)))
-	}
+	_ = poll(lastBreath, pollInterval, func() error {
+		found = found[:0]
+		for _, pid := range cgroupProcs(h.cgroup) {
+			found = append(found, fmt.Sprintf("host %s: %s", h.name, describe(pid)))
+		}
+		if len(found) > 0 {
+			return errors.New("still running")
+		}
+		return nil
+	})
 	for _, dir := range cgroupTree(h.cgroup) {
 		if dir != h.cgroup && dir != h.AgentCgroup() && dir != h.cmdCgroup() {
 			found = append(found, fmt.Sprintf("host %s: control group %s", h.name, dir))

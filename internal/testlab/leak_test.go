@@ -1,6 +1,7 @@
 package testlab
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -40,6 +41,15 @@ func TestLeaksAreFoundAndRemoved(t *testing.T) {
 	}{
 		{"nothing", func(*testing.T, *Host) {}, ""},
 		{"process left by a command", func(_ *testing.T, h *Host) { h.Exec("sh", "-c", "sleep 1001 & "+begun) }, "(sleep 1001)"},
+		{"process that ends just after its parent", func(t *testing.T, h *Host) {
+			p := h.Start("sh", "-c", "trap 'sleep 0.2 & exit' TERM; echo ready; while :; do sleep 0.1; done")
+			Eventually(t, 5*time.Second, func() error {
+				if p.Output() == "" {
+					return errors.New("the trap is not set")
+				}
+				return nil
+			})
+		}, ""},
 		{"process that left its control group", func(t *testing.T, h *Host) {
 			h.Exec("sh", "-c", "sleep 1002 & "+begun+"; echo $! > "+filepath.Dir(h.Cgroup())+"/cgroup.procs")
 		}, "(sleep 1002) outside of its control group"},
