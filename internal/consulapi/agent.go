@@ -15,6 +15,20 @@ import (
 	"github.com/fairlead-net/fairlead/internal/model"
 )
 
+var agentRoutes = []route{
+	get("/v1/agent/self", (*handler).agentSelf),
+	get("/v1/agent/members", (*handler).agentMembers),
+	get("/v1/agent/services", (*handler).agentServices),
+	get("/v1/agent/service/", (*handler).agentService),
+	put("/v1/agent/service/register", (*handler).agentServiceRegister),
+	put("/v1/agent/service/deregister/", (*handler).agentServiceDeregister),
+	get("/v1/agent/checks", (*handler).agentChecks),
+	put("/v1/agent/check/pass/", (*handler).agentCheckPass),
+	put("/v1/agent/check/warn/", (*handler).agentCheckWarn),
+	put("/v1/agent/check/fail/", (*handler).agentCheckFail),
+	put("/v1/agent/check/update/", (*handler).agentCheckUpdate),
+}
+
 // WarningHeader carries, once per warning, what a client should know of a write
 // that was accepted: that the catalogue does not show it yet, or what was changed.
 const WarningHeader = "X-Fairlead-Warning"
@@ -26,7 +40,7 @@ func (h *handler) agentServices(c *call) (answer, error) {
 		return answer{}, err
 	}
 	out := map[string]agentServiceShape{}
-	for _, r := range h.agent.Services() {
+	for _, r := range h.Agent.Services() {
 		s := shapeAgentService(&r.Instance, h.cfg.Node.Datacenter)
 		ok, err := f.match(s)
 		if err != nil {
@@ -52,7 +66,7 @@ func (h *handler) agentService(c *call) (answer, error) {
 	for {
 		// The mark is taken before the services are read: a change in between
 		// has closed its channel.
-		_, mark := h.reader.Snapshot().NodeInstances(h.cfg.Node.Name)
+		_, mark := h.Reader.Snapshot().NodeInstances(h.cfg.Node.Name)
 		r, ok := h.registered(model.ServiceID(c.rest))
 		if !ok {
 			return answer{}, fail(http.StatusNotFound, "unknown service ID: %s", c.rest)
@@ -79,7 +93,7 @@ func (h *handler) agentService(c *call) (answer, error) {
 }
 
 func (h *handler) registered(id model.ServiceID) (model.Registration, bool) {
-	all := h.agent.Services()
+	all := h.Agent.Services()
 	i := slices.IndexFunc(all, func(r model.Registration) bool { return r.Instance.ID == id })
 	if i < 0 {
 		return model.Registration{}, false
@@ -103,7 +117,7 @@ func (h *handler) agentServiceRegister(c *call) (answer, error) {
 	if v := c.params.Get("replace-existing-checks"); !c.has("replace-existing-checks") || (v != "" && v != "true") {
 		r.Checks = h.keepChecks(r)
 	}
-	warning, err := h.agent.Register(c.r.Context(), r)
+	warning, err := h.Agent.Register(c.r.Context(), r)
 	if err != nil {
 		return answer{}, err
 	}
@@ -120,7 +134,7 @@ func (h *handler) agentServiceRegister(c *call) (answer, error) {
 // checkIDsFree refuses a check id that belongs to another service of this node:
 // the two would overwrite each other's state.
 func (h *handler) checkIDsFree(r model.Registration) error {
-	for _, ch := range h.agent.Checks() {
+	for _, ch := range h.Agent.Checks() {
 		if ch.ServiceID == r.Instance.ID {
 			continue
 		}
@@ -154,7 +168,7 @@ func (h *handler) agentServiceDeregister(c *call) (answer, error) {
 	if _, ok := h.registered(id); !ok {
 		return answer{}, unknown
 	}
-	if err := h.agent.Deregister(c.r.Context(), id); err != nil {
+	if err := h.Agent.Deregister(c.r.Context(), id); err != nil {
 		if _, ok := h.registered(id); !ok {
 			return answer{}, unknown // somebody else was faster
 		}
@@ -170,7 +184,7 @@ func (h *handler) agentChecks(c *call) (answer, error) {
 		return answer{}, err
 	}
 	out := map[string]checkShape{}
-	for _, ch := range h.agent.Checks() {
+	for _, ch := range h.Agent.Checks() {
 		s := shapeCheck(&ch)
 		ok, err := f.match(s)
 		if err != nil {
@@ -214,11 +228,11 @@ func (h *handler) agentCheckUpdate(c *call) (answer, error) {
 
 func (h *handler) updateTTL(c *call, status model.Status, output string) (answer, error) {
 	id := model.CheckID(c.rest)
-	err := h.agent.UpdateTTL(id, status, output)
+	err := h.Agent.UpdateTTL(id, status, output)
 	if err == nil {
 		return empty(), nil
 	}
-	checks := h.agent.Checks() // only now: heartbeats are many
+	checks := h.Agent.Checks() // only now: heartbeats are many
 	i := slices.IndexFunc(checks, func(ch model.Check) bool { return ch.ID == id })
 	if i < 0 {
 		return answer{}, fail(http.StatusNotFound,
@@ -258,7 +272,7 @@ func (h *handler) agentMembers(c *call) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	s := h.reader.Snapshot()
+	s := h.Reader.Snapshot()
 	nodes, _ := s.Nodes()
 	var all []memberShape
 	for _, n := range nodes {
@@ -339,12 +353,12 @@ func (h *handler) agentSelf(*call) (answer, error) {
 		Member:      h.member(&n),
 		Stats: map[string]map[string]string{
 			"agent": {
-				"services": strconv.Itoa(len(h.agent.Services())),
-				"checks":   strconv.Itoa(len(h.agent.Checks())),
+				"services": strconv.Itoa(len(h.Agent.Services())),
+				"checks":   strconv.Itoa(len(h.Agent.Checks())),
 			},
 			"consul": {
 				"server":      strconv.FormatBool(!h.cfg.ClientOnly),
-				"leader_addr": h.cluster.Leader(),
+				"leader_addr": h.Cluster.Leader(),
 			},
 		},
 		Meta: meta,

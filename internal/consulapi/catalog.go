@@ -8,6 +8,14 @@ import (
 	"github.com/fairlead-net/fairlead/internal/state"
 )
 
+var catalogRoutes = []route{
+	get("/v1/catalog/datacenters", (*handler).catalogDatacenters),
+	get("/v1/catalog/nodes", (*handler).catalogNodes),
+	get("/v1/catalog/node/", (*handler).catalogNode),
+	get("/v1/catalog/services", (*handler).catalogServices),
+	get("/v1/catalog/service/", (*handler).catalogService),
+}
+
 // catalogDatacenters lists the one site there is.
 func (h *handler) catalogDatacenters(*call) (answer, error) {
 	return value([]string{h.cfg.Node.Datacenter}), nil

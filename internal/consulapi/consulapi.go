@@ -22,6 +22,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/fairlead-net/fairlead/internal/acl"
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/state"
 )
@@ -91,18 +92,26 @@ type Cluster interface {
 	ReadIndex(ctx context.Context) (model.Index, error)
 }
 
+// Deps is what stands behind the API. Reader, Agent, Writer and Cluster must be
+// there; a route whose own part is missing answers 501.
+type Deps struct {
+	Reader  Reader
+	Agent   Agent
+	Writer  Writer
+	Cluster Cluster
+	// Authority says what tokens may do; nil means that ACLs are off.
+	Authority Authority
+}
+
 type handler struct {
-	cfg     Config
-	log     *slog.Logger
-	reader  Reader
-	agent   Agent
-	writer  Writer
-	cluster Cluster
+	cfg Config
+	log *slog.Logger
+	Deps
 }
 
 // New returns the API's handler. It serves the paths under /v1/ that routes.go
 // names, a line of text at / and 404 for everything else.
-func New(cfg Config, r Reader, a Agent, w Writer, c Cluster) http.Handler {
+func New(cfg Config, d Deps) http.Handler {
 	if cfg.ConsulVersion == "" {
 		cfg.ConsulVersion = DefaultConsulVersion
 	}
@@ -115,7 +124,10 @@ func New(cfg Config, r Reader, a Agent, w Writer, c Cluster) http.Handler {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	return &handler{cfg: cfg, log: cfg.Log, reader: r, agent: a, writer: w, cluster: c}
+	if d.Authority == nil {
+		d.Authority = openAuthority{}
+	}
+	return &handler{cfg: cfg, log: cfg.Log, Deps: d}
 }
 
 // call is one request on its way through an endpoint.
@@ -126,6 +138,9 @@ type call struct {
 	params url.Values
 	// rest is the path behind the route's prefix, unescaped once.
 	rest string
+
+	authority Authority
+	auth      acl.Authorizer // of the request's token, once it has been asked for
 }
 
 func (c *call) has(param string) bool {
@@ -169,7 +184,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) (answer, error) 
 	if err != nil {
 		return answer{}, fail(http.StatusBadRequest, "Failed to decode query: %v", err)
 	}
-	c := &call{h: w.Header(), r: r, w: w, params: params, rest: rest}
+	c := &call{h: w.Header(), r: r, w: w, params: params, rest: rest, authority: h.Authority}
 	if err := checkTenancy(c); err != nil {
 		return answer{}, err
 	}
@@ -191,7 +206,7 @@ func (h *handler) failure(w http.ResponseWriter, r *http.Request, err error) ans
 		return text(http.StatusBadRequest, err.Error())
 	}
 	h.log.Warn("http request failed", "method", r.Method, "path", r.URL.Path, "error", err)
-	if h.cluster.Leader() == "" {
+	if h.Cluster.Leader() == "" {
 		// Whatever failed did so for want of a leader; clients know this text.
 		return text(http.StatusInternalServerError, noLeader)
 	}

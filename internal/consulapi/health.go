@@ -5,6 +5,13 @@ import (
 	"github.com/fairlead-net/fairlead/internal/state"
 )
 
+var healthRoutes = []route{
+	get("/v1/health/service/", (*handler).healthService),
+	get("/v1/health/checks/", (*handler).healthChecks),
+	get("/v1/health/state/", (*handler).healthState),
+	get("/v1/health/node/", (*handler).healthNode),
+}
+
 func (h *handler) healthService(c *call) (answer, error) {
 	if c.rest == "" {
 		return answer{}, badRequest("Missing service name")

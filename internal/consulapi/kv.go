@@ -11,6 +11,14 @@ import (
 	"github.com/fairlead-net/fairlead/internal/state"
 )
 
+var kvRoutes = []route{
+	{"/v1/kv/", map[string]endpoint{
+		http.MethodGet:    (*handler).kvGet,
+		http.MethodPut:    (*handler).kvPut,
+		http.MethodDelete: (*handler).kvDelete,
+	}},
+}
+
 // kvGet reads one key, a tree (?recurse) or the names in it (?keys). What is not
 // there is a 404 without a body but with an index to block on.
 func (h *handler) kvGet(c *call) (answer, error) {
@@ -121,7 +129,7 @@ func (h *handler) kvPut(c *call) (answer, error) {
 	if kv.Value, err = h.kvBody(c); err != nil {
 		return answer{}, err
 	}
-	ok, _, err := h.writer.PutKV(c.r.Context(), kv, cas)
+	ok, _, err := h.Writer.PutKV(c.r.Context(), kv, cas)
 	if err != nil {
 		return answer{}, err
 	}
@@ -157,7 +165,7 @@ func (h *handler) kvDelete(c *call) (answer, error) {
 		return answer{}, err
 	}
 	if c.has("recurse") {
-		if _, err := h.writer.DeleteKVTree(c.r.Context(), c.rest); err != nil {
+		if _, err := h.Writer.DeleteKVTree(c.r.Context(), c.rest); err != nil {
 			return answer{}, err
 		}
 		return value(true), nil
@@ -169,7 +177,7 @@ func (h *handler) kvDelete(c *call) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	ok, _, err := h.writer.DeleteKV(c.r.Context(), c.rest, cas)
+	ok, _, err := h.Writer.DeleteKV(c.r.Context(), c.rest, cas)
 	if err != nil {
 		return answer{}, err
 	}

@@ -126,11 +126,11 @@ func (h *handler) query(c *call, r read) (any, error) {
 func (h *handler) catchUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, consistentTimeout)
 	defer cancel()
-	index, err := h.cluster.ReadIndex(ctx)
+	index, err := h.Cluster.ReadIndex(ctx)
 	if err != nil {
 		return err
 	}
-	_, err = h.reader.Wait(ctx, index)
+	_, err = h.Reader.Wait(ctx, index)
 	return err
 }
 
@@ -143,9 +143,9 @@ func (h *handler) catchUp(ctx context.Context) error {
 // An index that this node has not reached within lagGrace is from another life
 // of the cluster, and is answered at once with the present one.
 func (h *handler) block(ctx context.Context, o options, r read) (any, model.Index, error) {
-	if o.index > 0 && o.index > h.reader.Snapshot().Index() {
+	if o.index > 0 && o.index > h.Reader.Snapshot().Index() {
 		lag, cancel := context.WithTimeout(ctx, min(lagGrace, o.wait))
-		_, err := h.reader.Wait(lag, o.index)
+		_, err := h.Reader.Wait(lag, o.index)
 		cancel()
 		if err != nil {
 			o.index = 0
@@ -158,7 +158,7 @@ func (h *handler) block(ctx context.Context, o options, r read) (any, model.Inde
 		timeout = t.C
 	}
 	for {
-		v, ms, err := r(h.reader.Snapshot())
+		v, ms, err := r(h.Reader.Snapshot())
 		if err != nil {
 			return nil, 0, err
 		}
@@ -190,7 +190,7 @@ func second(ms []state.Mark) <-chan struct{} {
 
 func (h *handler) setMeta(hd http.Header, o options, index model.Index) {
 	hd.Set("X-Consul-Index", strconv.FormatUint(uint64(index), 10))
-	hd.Set("X-Consul-KnownLeader", strconv.FormatBool(h.cluster.Leader() != ""))
+	hd.Set("X-Consul-KnownLeader", strconv.FormatBool(h.Cluster.Leader() != ""))
 	hd.Set("X-Consul-LastContact", "0")
 	hd.Set("X-Consul-Query-Backend", "blocking-query")
 	consistency := "leader"

@@ -23,40 +23,9 @@ func put(path string, e endpoint) route {
 	return route{path, map[string]endpoint{http.MethodPut: e}}
 }
 
-// routes is everything that is served.
-var routes = []route{
-	get("/v1/agent/self", (*handler).agentSelf),
-	get("/v1/agent/members", (*handler).agentMembers),
-	get("/v1/agent/services", (*handler).agentServices),
-	get("/v1/agent/service/", (*handler).agentService),
-	put("/v1/agent/service/register", (*handler).agentServiceRegister),
-	put("/v1/agent/service/deregister/", (*handler).agentServiceDeregister),
-	get("/v1/agent/checks", (*handler).agentChecks),
-	put("/v1/agent/check/pass/", (*handler).agentCheckPass),
-	put("/v1/agent/check/warn/", (*handler).agentCheckWarn),
-	put("/v1/agent/check/fail/", (*handler).agentCheckFail),
-	put("/v1/agent/check/update/", (*handler).agentCheckUpdate),
-
-	get("/v1/catalog/datacenters", (*handler).catalogDatacenters),
-	get("/v1/catalog/nodes", (*handler).catalogNodes),
-	get("/v1/catalog/node/", (*handler).catalogNode),
-	get("/v1/catalog/services", (*handler).catalogServices),
-	get("/v1/catalog/service/", (*handler).catalogService),
-
-	get("/v1/health/service/", (*handler).healthService),
-	get("/v1/health/checks/", (*handler).healthChecks),
-	get("/v1/health/state/", (*handler).healthState),
-	get("/v1/health/node/", (*handler).healthNode),
-
-	{"/v1/kv/", map[string]endpoint{
-		http.MethodGet:    (*handler).kvGet,
-		http.MethodPut:    (*handler).kvPut,
-		http.MethodDelete: (*handler).kvDelete,
-	}},
-
-	get("/v1/status/leader", (*handler).statusLeader),
-	get("/v1/status/peers", (*handler).statusPeers),
-}
+// routes is everything that is served; each area lists its own beside its
+// endpoints.
+var routes = slices.Concat(agentRoutes, catalogRoutes, healthRoutes, kvRoutes, statusRoutes)
 
 // match finds the route with the longest prefix of path, and what follows it.
 func match(path string) (rt route, rest string, ok bool) {

@@ -61,7 +61,7 @@ func (w *world) handler(change ...func(*consulapi.Config)) http.Handler {
 	for _, f := range change {
 		f(&cfg)
 	}
-	return consulapi.New(cfg, w.st, w, w, w)
+	return consulapi.New(cfg, consulapi.Deps{Reader: w.st, Agent: w, Writer: w, Cluster: w})
 }
 
 // put applies one change at the next revision, stamped as etcd would.

@@ -228,5 +228,10 @@ type KV struct {
 	Flags     uint64 `json:"flags,omitempty"`
 	LockIndex uint64 `json:"lock_index,omitempty"`
 	Session   string `json:"session,omitempty"`
+	// ValueModified and LockModified are the indexes of its two halves, which
+	// are keys of their own; ModifyIndex is the larger. LockModified is 0 for an
+	// entry that was never locked.
+	ValueModified Index `json:"-"`
+	LockModified  Index `json:"-"`
 	Stamp
 }

@@ -64,3 +64,6 @@ type Stamp struct {
 	CreateIndex Index `json:"-"`
 	ModifyIndex Index `json:"-"`
 }
+
+// Modified is the record's ModifyIndex.
+func (s *Stamp) Modified() Index { return s.ModifyIndex }

@@ -311,8 +311,9 @@ func (a *Agent) problems(ctx context.Context) []string {
 // handler is everything the agent answers over HTTP.
 func (a *Agent) handler() http.Handler {
 	mux := http.NewServeMux()
-	consul := consulapi.New(consulapi.Config{Node: a.self, Version: a.version, Log: a.log}, a.state, a.local, a.registry,
-		cluster{a.store, a.cfg.Advertise + ":" + leaderPort})
+	consul := consulapi.New(consulapi.Config{Node: a.self, Version: a.version, Log: a.log}, consulapi.Deps{
+		Reader: a.state, Agent: a.local, Writer: a.registry, Cluster: cluster{a.store, a.cfg.Advertise + ":" + leaderPort},
+	})
 	native := nativeapi.New(nativeapi.Config{
 		Networks: a.endpoints, Workloads: a.workloads, State: a.state, Host: a.host, Status: a.status,
 		Datapath: func() (string, error) { return datapath.Dump(a.maps) }, Classify: httpStatus, Log: a.log,

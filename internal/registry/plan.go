@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"reflect"
 
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/store"
@@ -94,43 +95,8 @@ func (p *plan) remove(key string, cur any) {
 // modified is the index at which a record was last modified; false for a nil
 // pointer.
 func modified(rec any) (model.Index, bool) {
-	var stamp *model.Stamp
-	switch rec := rec.(type) {
-	case *model.Node:
-		if rec != nil {
-			stamp = &rec.Stamp
-		}
-	case *model.Instance:
-		if rec != nil {
-			stamp = &rec.Stamp
-		}
-	case *model.Check:
-		if rec != nil {
-			stamp = &rec.Stamp
-		}
-	case *model.VIP:
-		if rec != nil {
-			stamp = &rec.Stamp
-		}
-	case *model.Network:
-		if rec != nil {
-			stamp = &rec.Stamp
-		}
-	case *model.Endpoint:
-		if rec != nil {
-			stamp = &rec.Stamp
-		}
-	case *model.AddressLease:
-		if rec != nil {
-			stamp = &rec.Stamp
-		}
-	case *model.KV:
-		if rec != nil {
-			stamp = &rec.Stamp
-		}
-	}
-	if stamp == nil {
+	if v := reflect.ValueOf(rec); !v.IsValid() || v.Kind() != reflect.Pointer || v.IsNil() {
 		return 0, false
 	}
-	return stamp.ModifyIndex, true
+	return rec.(interface{ Modified() model.Index }).Modified(), true
 }

@@ -20,6 +20,7 @@ type edit struct {
 	members   *tableEdit[*model.Endpoint]
 	leases    *tableEdit[*model.AddressLease]
 	kv        *tableEdit[*model.KV]
+	servers   serversEdit
 	services  *tableEdit[*Service]
 	tags      *tableEdit[[]string]
 
@@ -45,6 +46,7 @@ func newEdit(old *Snapshot, rev model.Index) *edit {
 		members:   old.members.edit(rev),
 		leases:    old.leases.edit(rev),
 		kv:        old.kv.edit(rev),
+		servers:   old.servers.edit(rev),
 		services:  old.services.edit(rev),
 		tags:      old.tags.edit(rev),
 
@@ -77,7 +79,10 @@ func (e *edit) apply(c *Change) {
 	case c.Lease != nil:
 		set(e.leases, leaseKey(c.Lease), c.Lease, c.Delete)
 	case c.KV != nil:
-		set(e.kv, key(c.KV.Key), c.KV, c.Delete)
+		before, _ := set(e.kv, key(c.KV.Key), c.KV, c.Delete)
+		e.servers.lock(before, c.KV, c.Delete)
+	default:
+		e.servers.apply(c)
 	}
 }
 
@@ -220,6 +225,7 @@ func (e *edit) commit() (*Snapshot, []func()) {
 	finish(&next.members, e.members, &wake)
 	finish(&next.leases, e.leases, &wake)
 	finish(&next.kv, e.kv, &wake)
+	e.servers.commit(&next.servers, &wake)
 	if finish(&next.services, e.services, &wake) {
 		next.serviceList = listServices(next.services)
 	}

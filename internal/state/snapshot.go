@@ -24,6 +24,7 @@ type Snapshot struct {
 	members   *table[*model.Endpoint]     // network, id
 	leases    *table[*model.AddressLease] // network, address
 	kv        *table[*model.KV]           // key
+	servers                               // what only servers hold
 
 	// What is derived from them: kept as tables because it has marks of its own.
 	services *table[*Service] // name; those with an instance or a VIP
@@ -56,6 +57,7 @@ func emptySnapshot(rev model.Index) *Snapshot {
 		members:   newTable[*model.Endpoint](rev),
 		leases:    newTable[*model.AddressLease](rev),
 		kv:        newTable[*model.KV](rev),
+		servers:   emptyServers(rev),
 		services:  newTable[*Service](rev),
 		tags:      newTable[[]string](rev),
 
@@ -71,11 +73,11 @@ func emptySnapshot(rev model.Index) *Snapshot {
 
 // wakers close every channel that this snapshot's tables have handed out.
 func (s *Snapshot) wakers() []func() {
-	return []func(){
+	return append([]func(){
 		s.nodes.wakeAll, s.instances.wakeAll, s.checks.wakeAll, s.vips.wakeAll,
 		s.networks.wakeAll, s.endpoints.wakeAll, s.members.wakeAll,
 		s.leases.wakeAll, s.kv.wakeAll, s.services.wakeAll, s.tags.wakeAll,
-	}
+	}, s.servers.wakers()...)
 }
 
 // Index is the revision this snapshot shows.

@@ -39,6 +39,18 @@ type Change struct {
 	Endpoint *model.Endpoint
 	Lease    *model.AddressLease
 	KV       *model.KV
+
+	// What only servers hold.
+	Session   *model.Session
+	Alive     *model.Alive
+	LockDelay *model.LockDelay
+	Query     *model.PreparedQuery
+	Token     *model.ACLToken
+	Policy    *model.ACLPolicy
+	Role      *model.ACLRole
+	CARoot    *model.CARoot
+	CAKey     *model.CAKey
+	Setting   *model.Setting
 }
 
 // State is the current snapshot and its one writer's door.

@@ -293,6 +293,6 @@ func mergeLock(kv *model.KV, locks map[string]lockRecord) {
 	}
 	if l, ok := locks[kv.Key]; ok {
 		kv.Session, kv.LockIndex = l.Session, l.LockIndex
-		kv.ModifyIndex = max(kv.ModifyIndex, l.mod)
+		kv.LockModified, kv.ModifyIndex = l.mod, max(kv.ModifyIndex, l.mod)
 	}
 }

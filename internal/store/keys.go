@@ -24,6 +24,17 @@ const (
 	tableLease    = "lease"
 	tableKV       = "kv"
 	tableKVLock   = "kvlock"
+	tableSession  = "session"
+	tableAlive    = "alive"
+	tableDelay    = "lockdelay"
+	tableQuery    = "query"
+	tableToken    = "acltoken"
+	tablePolicy   = "aclpolicy"
+	tableRole     = "aclrole"
+	tableCARoot   = "caroot"
+	tableCAKey    = "cakey"
+	tableSetting  = "setting"
+	tableUnique   = "unique"
 )
 
 // What lies around the tables. Everything has one root, so that one watch sees
@@ -129,6 +140,41 @@ func KVLockKey(k string) string { return tableKVLock + "/" + k }
 // begin with p. A tree is deleted with KVPrefix and KVLockPrefix.
 func KVLockPrefix(p string) string { return KVLockKey(p) }
 
+// SessionKey is the key of a model.Session.
+func SessionKey(id string) string { return key(tableSession, id) }
+
+// AliveKey is the key of a session's model.Alive; it is put with Lease only.
+func AliveKey(session string) string { return key(tableAlive, session) }
+
+// LockDelayKey is the key of a KV entry's model.LockDelay.
+func LockDelayKey(k string) string { return tableDelay + "/" + k }
+
+// QueryKey is the key of a model.PreparedQuery.
+func QueryKey(id string) string { return key(tableQuery, id) }
+
+// TokenKey is the key of a model.ACLToken.
+func TokenKey(accessor string) string { return key(tableToken, accessor) }
+
+// PolicyKey is the key of a model.ACLPolicy.
+func PolicyKey(id string) string { return key(tablePolicy, id) }
+
+// RoleKey is the key of a model.ACLRole.
+func RoleKey(id string) string { return key(tableRole, id) }
+
+// CARootKey is the key of a model.CARoot.
+func CARootKey(id string) string { return key(tableCARoot, id) }
+
+// CAKeyKey is the key of a root's model.CAKey.
+func CAKeyKey(root string) string { return key(tableCAKey, root) }
+
+// SettingKey is the key of a model.Setting.
+func SettingKey(name string) string { return key(tableSetting, name) }
+
+// UniqueKey is the key that makes a value its holder's alone within a kind, such
+// as the name of a policy. Its value is the holder's id (a string given to
+// Encode); state does not see it.
+func UniqueKey(kind, value string) string { return key(tableUnique, kind, value) }
+
 // escape makes s safe as one segment of a key: it holds no slash afterwards, and
 // different strings stay different.
 func escape(s string) string {
@@ -154,11 +200,12 @@ func split(k string) (table string, rest []string, err error) {
 	}
 	want := 0
 	switch table {
-	case tableKV, tableKVLock:
+	case tableKV, tableKVLock, tableDelay:
 		return table, []string{tail}, nil
-	case tableNode, tableVIP, tableVIPAddr, tableNetwork, tableEndpoint:
+	case tableNode, tableVIP, tableVIPAddr, tableNetwork, tableEndpoint, tableSession, tableAlive, tableQuery,
+		tableToken, tablePolicy, tableRole, tableCARoot, tableCAKey, tableSetting:
 		want = 1
-	case tableInstance, tableCheck, tableLease, tableName:
+	case tableInstance, tableCheck, tableLease, tableName, tableUnique:
 		want = 2
 	}
 	rest = strings.Split(tail, "/")

@@ -87,9 +87,9 @@ func TestEveryRecordComesBack(t *testing.T) {
 		"lease": {LeaseKey("net", v6), model.AddressLease{Network: "net", Addr: v6, Endpoint: "e", Stamp: stamp},
 			state.Change{Lease: &model.AddressLease{Network: "net", Addr: v6, Endpoint: "e", Stamp: stamp}}},
 		"kv": {KVKey("a/b"), model.KV{Key: "a/b", Value: []byte{0, 1, 255}, Flags: 1 << 63, Stamp: stamp},
-			state.Change{KV: &model.KV{Key: "a/b", Value: []byte{0, 1, 255}, Flags: 1 << 63, Stamp: stamp}}},
+			state.Change{KV: &model.KV{Key: "a/b", Value: []byte{0, 1, 255}, Flags: 1 << 63, ValueModified: 9, Stamp: stamp}}},
 		"empty kv": {KVKey(""), model.KV{Stamp: stamp},
-			state.Change{KV: &model.KV{Value: []byte{}, Stamp: stamp}}},
+			state.Change{KV: &model.KV{Value: []byte{}, ValueModified: 9, Stamp: stamp}}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -1,0 +1,2 @@
+// Package migrate turns the configuration and the data of a Consul into ours.
+package migrate

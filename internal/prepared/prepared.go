@@ -1,0 +1,2 @@
+// Package prepared runs prepared queries.
+package prepared
