@@ -44,7 +44,8 @@ type Workloads interface {
 	Stop(ctx context.Context, name string, grace time.Duration) error
 }
 
-// Config is what the handler is made of.
+// Config is what the handler is made of. Without Networks there are no
+// Workloads, Host and Datapath either, and only services and status are answered.
 type Config struct {
 	Networks  Networks
 	Workloads Workloads
@@ -81,19 +82,30 @@ func New(cfg Config) http.Handler {
 			return f(r)
 		}))
 	}
-	read("/host", func(*http.Request) (any, error) { return h.Host, nil })
 	read("/status", func(r *http.Request) (any, error) { return h.Status(r.Context()), nil })
+	read("/services", h.services)
+	read("/services/{name}", h.service)
+	if cfg.Networks == nil {
+		h.registryOnly(mux)
+		return mux
+	}
+	read("/host", func(*http.Request) (any, error) { return h.Host, nil })
 	read("/networks", h.networks)
 	read("/networks/{name}", h.network)
 	read("/workloads", func(*http.Request) (any, error) { return h.Workloads.List() })
-	read("/services", h.services)
-	read("/services/{name}", h.service)
 	mux.HandleFunc("GET "+api.Prefix+"/datapath", h.datapath)
 	change("POST", "/networks", h.createNetwork)
 	change("DELETE", "/networks/{name}", h.removeNetwork)
 	change("POST", "/workloads", h.attach)
 	change("DELETE", "/workloads/{name}", h.stop)
 	return mux
+}
+
+// registryOnly says of everything else that this agent does not do it.
+func (h *handler) registryOnly(mux *http.ServeMux) {
+	mux.Handle(api.Prefix+"/", h.answer(func(*http.Request) (any, error) {
+		return nil, refuse(http.StatusNotImplemented, "this agent runs with registry-only: it has no networks and no workloads")
+	}))
 }
 
 // refusal is an error that knows its HTTP status.

@@ -78,11 +78,3 @@ func (c *callers) Gone(ctx context.Context, instances []netip.AddrPort, still fu
 		}
 	}
 }
-
-func (a *Agent) counters() datapath.Counters {
-	c, err := a.maps.Counters()
-	if err != nil {
-		a.log.Warn("read the data path's counters", "error", err)
-	}
-	return c
-}

@@ -26,21 +26,22 @@ import (
 // (FAIRLEAD_HTTP_ADDR) and the key in the file (http_addr); `default` and `doc`
 // make the reference.
 type Config struct {
-	Dev        bool   `setting:"dev" doc:"keep everything in memory, for trying things out; nothing survives a restart"`
-	DataDir    string `setting:"data-dir" default:"/var/lib/fairlead" doc:"directory of the registry and of this node's registrations"`
-	RunDir     string `setting:"run-dir" default:"/run/fairlead" doc:"directory of what lives until the next boot: workloads and changed sysctls"`
-	HTTPAddr   string `setting:"http-addr" default:"127.0.0.1:8500" doc:"address of the HTTP API"`
-	DNSAddr    string `setting:"dns-addr" default:"127.0.0.1:8600" doc:"address of the DNS server, beside each network's gateway"`
-	NodeName   string `setting:"node-name" doc:"name of this node (default: the host's name)"`
-	Advertise  string `setting:"advertise" doc:"address of this node in the catalogue (default: that of the interface with the default route, or 127.0.0.1)"`
-	Site       string `setting:"site" default:"dc1" doc:"name of the site (Consul's datacenter)"`
-	Cgroup     string `setting:"cgroup" doc:"cgroup v2 directory that the balancer's programs attach to; callers and workloads live below it (default: the root of the hierarchy)"`
-	BPFFS      string `setting:"bpffs" default:"/sys/fs/bpf" doc:"bpf file system that keeps programs and maps while no agent runs; mounted if it is not"`
-	VIPPool    string `setting:"vip-pool" default:"240.0.0.0/4" doc:"IPv4 addresses that services' virtual addresses come from"`
-	VIPPool6   string `setting:"vip-pool6" doc:"IPv6 prefix of virtual addresses, a /64 (default: a ULA made from the site's name)"`
-	ResolvConf string `setting:"resolv-conf" default:"/etc/resolv.conf" doc:"file that names the resolvers for names that are not ours"`
-	LogLevel   string `setting:"log-level" default:"info" doc:"least severe messages to log: debug, info, warn or error"`
-	LogFormat  string `setting:"log-format" default:"text" doc:"form of the log: text or json"`
+	Dev          bool   `setting:"dev" doc:"keep everything in memory, for trying things out; nothing survives a restart"`
+	RegistryOnly bool   `setting:"registry-only" doc:"be registry, DNS and API only: no networks, no workloads, no balancing in the kernel; needs no root"`
+	DataDir      string `setting:"data-dir" default:"/var/lib/fairlead" doc:"directory of the registry and of this node's registrations"`
+	RunDir       string `setting:"run-dir" default:"/run/fairlead" doc:"directory of what lives until the next boot: workloads and changed sysctls"`
+	HTTPAddr     string `setting:"http-addr" default:"127.0.0.1:8500" doc:"address of the HTTP API"`
+	DNSAddr      string `setting:"dns-addr" default:"127.0.0.1:8600" doc:"address of the DNS server, beside each network's gateway"`
+	NodeName     string `setting:"node-name" doc:"name of this node (default: the host's name)"`
+	Advertise    string `setting:"advertise" doc:"address of this node in the catalogue (default: that of the interface with the default route, or 127.0.0.1)"`
+	Site         string `setting:"site" default:"dc1" doc:"name of the site (Consul's datacenter)"`
+	Cgroup       string `setting:"cgroup" doc:"cgroup v2 directory that the balancer's programs attach to; callers and workloads live below it (default: the root of the hierarchy)"`
+	BPFFS        string `setting:"bpffs" default:"/sys/fs/bpf" doc:"bpf file system that keeps programs and maps while no agent runs; mounted if it is not"`
+	VIPPool      string `setting:"vip-pool" default:"240.0.0.0/4" doc:"IPv4 addresses that services' virtual addresses come from"`
+	VIPPool6     string `setting:"vip-pool6" doc:"IPv6 prefix of virtual addresses, a /64 (default: a ULA made from the site's name)"`
+	ResolvConf   string `setting:"resolv-conf" default:"/etc/resolv.conf" doc:"file that names the resolvers for names that are not ours"`
+	LogLevel     string `setting:"log-level" default:"info" doc:"least severe messages to log: debug, info, warn or error"`
+	LogFormat    string `setting:"log-format" default:"text" doc:"form of the log: text or json"`
 }
 
 // Setting is one thing that can be set, for flags and for the reference page.
@@ -49,6 +50,11 @@ type Setting struct {
 	Default, Doc   string
 	Bool           bool
 	index          int
+}
+
+// Value is what a configuration has for the setting, as text.
+func (s Setting) Value(c Config) string {
+	return fmt.Sprint(reflect.ValueOf(c).Field(s.index).Interface())
 }
 
 // Settings lists every setting in the order of Config's fields.

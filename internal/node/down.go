@@ -34,6 +34,9 @@ const (
 // a line each, and an error that lists what is left. No agent can start in the
 // run directory meanwhile.
 func Down(ctx context.Context, cfg Config, purge bool, log *slog.Logger) (done []string, err error) {
+	if cfg.RegistryOnly {
+		return downRegistry(ctx, cfg, purge)
+	}
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("%w: taking it down needs root; use sudo", ErrHost)
 	}
@@ -75,6 +78,20 @@ func Down(ctx context.Context, cfg Config, purge bool, log *slog.Logger) (done [
 		return done, err
 	}
 	return done, left(ctx, cfg, pins, purge, log)
+}
+
+// downRegistry is Down for an agent that has changed nothing in the kernel.
+func downRegistry(ctx context.Context, cfg Config, purge bool) ([]string, error) {
+	done, err := stopAgent(ctx, cfg)
+	if err != nil {
+		return done, err
+	}
+	errs := []error{removeTemporary(cfg.RunDir)}
+	if purge {
+		more, err := purgeData(cfg)
+		done, errs = append(done, more...), append(errs, err)
+	}
+	return done, errors.Join(errs...)
 }
 
 // stopAgent ends the agent that holds the run directory, if one does.

@@ -30,8 +30,15 @@ var ErrHost = errors.New("this host cannot run an agent")
 // changing anything of it.
 func Check(cfg Config) error {
 	var errs []error
+	if !cfg.Dev {
+		errs = append(errs, usableDir("data-dir", cfg.DataDir))
+	}
+	errs = append(errs, usableDir("run-dir", cfg.RunDir))
+	if cfg.RegistryOnly {
+		return errors.Join(errs...)
+	}
 	if os.Geteuid() != 0 {
-		return fmt.Errorf("%w: it needs root, to make network namespaces and load eBPF programs; run it with sudo or as a system service", ErrHost)
+		return fmt.Errorf("%w: it needs root, to make network namespaces and load eBPF programs; run it with sudo, as a system service, or with --registry-only", ErrHost)
 	}
 	if _, err := cfg.cgroup(); err != nil {
 		errs = append(errs, err)
@@ -39,10 +46,7 @@ func Check(cfg Config) error {
 	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
 		errs = append(errs, fmt.Errorf("%w: the kernel has no BTF (CONFIG_DEBUG_INFO_BTF): %w", ErrHost, err))
 	}
-	if !cfg.Dev {
-		errs = append(errs, usableDir("data-dir", cfg.DataDir))
-	}
-	errs = append(errs, usableDir("run-dir", cfg.RunDir), usablePools(cfg))
+	errs = append(errs, usablePools(cfg))
 	return errors.Join(errs...)
 }
 

@@ -9,9 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -21,18 +19,13 @@ import (
 	"github.com/fairlead-net/fairlead/internal/consulapi"
 	"github.com/fairlead-net/fairlead/internal/datapath"
 	"github.com/fairlead-net/fairlead/internal/dns"
-	"github.com/fairlead-net/fairlead/internal/endpoint"
-	"github.com/fairlead-net/fairlead/internal/lb"
 	"github.com/fairlead-net/fairlead/internal/local"
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/nativeapi"
-	"github.com/fairlead-net/fairlead/internal/netdrv"
 	"github.com/fairlead-net/fairlead/internal/registry"
-	"github.com/fairlead-net/fairlead/internal/runtime/process"
 	"github.com/fairlead-net/fairlead/internal/state"
 	"github.com/fairlead-net/fairlead/internal/store"
 	"github.com/fairlead-net/fairlead/internal/task"
-	"github.com/fairlead-net/fairlead/internal/workload"
 )
 
 // Agent is one agent, assembled.
@@ -41,21 +34,16 @@ type Agent struct {
 	version string
 	log     *slog.Logger
 	self    model.Node
-	host    api.Host
 
-	state     *state.State
-	store     *store.Store
-	registry  *registry.Registry
-	local     *local.Agent
-	net       *netdrv.Host
-	maps      *datapath.Kernel
-	dns       *dns.Server
-	endpoints *endpoint.Set
-	workloads *workload.Set
-	balancer  *lb.Balancer
-	metrics   *prometheus.Registry
-	ready     atomic.Bool
-	closers   []func() error
+	state    *state.State
+	store    *store.Store
+	registry *registry.Registry
+	local    *local.Agent
+	dns      *dns.Server
+	plane    *plane // nil with RegistryOnly
+	metrics  *prometheus.Registry
+	ready    atomic.Bool
+	closers  []func() error
 }
 
 // Run runs an agent until ctx ends. The data path and the workloads outlive it.
@@ -115,86 +103,39 @@ func (a *Agent) assemble() error {
 	if a.local, err = local.Open(local.Config{Dir: a.dataDir(), Node: a.self, Log: a.log}, a.registry, a.state); err != nil {
 		return err
 	}
-	namespace, err := claimNamespace()
-	if err != nil {
-		return err
-	}
-	a.closers = append(a.closers, namespace.Close)
-	if err := a.openKernel(pools); err != nil {
-		return err
-	}
 	a.dns = dns.New(dns.Config{Addr: a.cfg.DNSAddr, Node: a.self.Name, Site: a.cfg.Site, ResolvConf: a.cfg.ResolvConf, Log: a.log}, a.state)
-	cookie, err := a.net.Cookie("")
-	if err != nil {
-		return err
+	if !a.cfg.RegistryOnly {
+		if err := a.openPlane(pools); err != nil {
+			return err
+		}
 	}
-	a.endpoints = endpoint.New(endpoint.Config{
-		Node: a.self.Name, State: a.state, Registry: a.registry, Driver: a.net, Path: a.maps, Resolver: a.dns,
-		VIPPools: pools, HostCookie: cookie, Log: a.log,
-	})
-	a.balancer = lb.New(lb.Config{
-		Node: a.self.Name, State: a.state, Maps: a.maps, Log: a.log,
-		Local: &callers{endpoints: a.endpoints, net: a.net, maps: a.maps, log: a.log},
-	})
-	at, err := netip.ParseAddr(a.cfg.Advertise)
-	if err != nil {
-		return fmt.Errorf("advertise: %w", err)
-	}
-	a.workloads = workload.New(workload.Config{
-		HostAddr: at,
-		Node:     a.self.Name, State: a.state, Endpoints: a.endpoints, Registrations: a.local, Balancer: a.balancer,
-		Processes: process.NewTable(a.cfg.RunDir), Firewalls: a.net, Domain: "internal", Log: a.log,
-	})
 	return a.openMetrics()
-}
-
-// openKernel opens the network and the data path. Pinned programs and maps of a
-// predecessor are taken over as they are.
-func (a *Agent) openKernel(pools []netip.Prefix) (err error) {
-	if a.net, err = netdrv.New(netdrv.Config{StateDir: a.cfg.RunDir, VIPPools: pools, Log: a.log}); err != nil {
-		return err
-	}
-	a.closers = append(a.closers, a.net.Close)
-	cgroup, err := a.cfg.cgroup()
-	if err != nil {
-		return err
-	}
-	a.host = api.Host{Node: a.cfg.NodeName, RunDir: a.cfg.RunDir, Cgroup: filepath.Join(cgroup, workloadCgroup)}
-	if err := mountBPF(a.cfg); err != nil {
-		return err
-	}
-	pins := pinDir(a.cfg, a.self.ID)
-	if err := recordPins(a.cfg.RunDir, pins); err != nil {
-		return err
-	}
-	if a.maps, err = datapath.Load(datapath.Config{Cgroup: cgroup, PinDir: pins}); err != nil {
-		return fmt.Errorf("load the data path: %w", err)
-	}
-	a.closers = append(a.closers, a.maps.Close)
-	if err := a.maps.SetVIPPools(pools[0], pools[1]); err != nil {
-		return fmt.Errorf("load the data path: %w", err)
-	}
-	return nil
 }
 
 // units is the order of the start: first what knows, then what acts on it, last
 // what lets others in. They stop in reverse.
 func (a *Agent) units() []task.Unit {
-	return []task.Unit{
+	units := []task.Unit{
 		{Name: "store", Run: a.store.Run},
 		// The server's own records come before the node's, since instances need
 		// their node and callers its health.
 		{Name: "presence", Run: a.presence},
 		{Name: "local", Run: a.local.Run},
-		{Name: "network", Run: a.net.Run},
-		{Name: "dns", Run: a.dns.Run},
-		// Endpoints listen on the resolver; the balancer picks by their scopes.
-		{Name: "endpoints", Run: a.endpoints.Run},
-		{Name: "workloads", Run: a.workloads.Run},
-		{Name: "balancer", Run: a.balancer.Run},
-		{Name: "activate", Run: a.activate},
-		{Name: "http", Run: a.serve},
 	}
+	dns, http := task.Unit{Name: "dns", Run: a.dns.Run}, task.Unit{Name: "http", Run: a.serve}
+	if a.plane == nil {
+		return append(units, dns, http)
+	}
+	return append(units,
+		task.Unit{Name: "network", Run: a.plane.net.Run},
+		dns,
+		// Endpoints listen on the resolver; the balancer picks by their scopes.
+		task.Unit{Name: "endpoints", Run: a.plane.endpoints.Run},
+		task.Unit{Name: "workloads", Run: a.plane.workloads.Run},
+		task.Unit{Name: "balancer", Run: a.plane.balancer.Run},
+		task.Unit{Name: "activate", Run: a.plane.activate},
+		http,
+	)
 }
 
 // presence records this node and its health, which belongs to the servers.
@@ -209,17 +150,6 @@ func (a *Agent) presence(ctx context.Context, ready func()) error {
 		Output: "Agent alive and reachable", Stamp: model.Stamp{Owner: model.OwnerServers},
 	}); err != nil {
 		return fmt.Errorf("record this node's health: %w", err)
-	}
-	ready()
-	<-ctx.Done()
-	return nil
-}
-
-// activate switches to this binary's programs where an earlier layout was at
-// work until now: the balancer has filled the new maps.
-func (a *Agent) activate(ctx context.Context, ready func()) error {
-	if err := a.maps.Activate(); err != nil {
-		return fmt.Errorf("activate the data path: %w", err)
 	}
 	ready()
 	<-ctx.Done()
@@ -286,21 +216,16 @@ func (a *Agent) status(ctx context.Context) api.Status {
 
 // problems lists what needs a person.
 func (a *Agent) problems(ctx context.Context) []string {
-	all := append([]string{}, a.endpoints.Problems()...) // a list also if it is empty
-	all = append(all, a.balancer.Problems()...)
+	all := []string{} // a list also if it is empty
+	if a.plane != nil {
+		all = append(all, a.plane.problems(ctx)...)
+	}
 	st := a.store.Status()
 	if st.Leader == "" {
 		all = append(all, "the registry has no leader: nothing can be changed")
 	}
 	for _, alarm := range st.Alarms {
 		all = append(all, "the registry raised the alarm "+alarm)
-	}
-	drops, err := a.net.ForeignDrops(ctx)
-	if err != nil {
-		all = append(all, "look for foreign packet filters: "+err.Error())
-	}
-	for _, d := range drops {
-		all = append(all, "this host's own firewall drops forwarded packets: "+d)
 	}
 	for id, why := range a.local.Status().Rejected {
 		all = append(all, fmt.Sprintf("service %s is refused by the catalogue: %s", id, why))
@@ -314,10 +239,12 @@ func (a *Agent) handler() http.Handler {
 	consul := consulapi.New(consulapi.Config{Node: a.self, Version: a.version, Log: a.log}, consulapi.Deps{
 		Reader: a.state, Agent: a.local, Writer: a.registry, Cluster: cluster{a.store, a.cfg.Advertise + ":" + leaderPort},
 	})
-	native := nativeapi.New(nativeapi.Config{
-		Networks: a.endpoints, Workloads: a.workloads, State: a.state, Host: a.host, Status: a.status,
-		Datapath: func() (string, error) { return datapath.Dump(a.maps) }, Classify: httpStatus, Log: a.log,
-	})
+	own := nativeapi.Config{State: a.state, Status: a.status, Classify: httpStatus, Log: a.log}
+	if p := a.plane; p != nil {
+		own.Networks, own.Workloads, own.Host = p.endpoints, p.workloads, p.host
+		own.Datapath = func() (string, error) { return datapath.Dump(p.maps) }
+	}
+	native := nativeapi.New(own)
 	mux.Handle("GET /healthz", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n")) // a caller that went away is not our error
 	}))

@@ -164,23 +164,25 @@ func httpStatus(err error) int {
 	return 0
 }
 
+// gauge and count are metrics that are read when they are asked for.
+func gauge(name, help string, f func() float64) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "fairlead", Name: name, Help: help}, f)
+}
+
+func count(name, help string, f func() float64) prometheus.Collector {
+	return prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "fairlead", Name: name, Help: help}, f)
+}
+
 // openMetrics registers what /metrics shows.
 func (a *Agent) openMetrics() error {
 	a.metrics = prometheus.NewRegistry()
-	gauge := func(name, help string, f func() float64) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "fairlead", Name: name, Help: help}, f)
-	}
-	count := func(name, help string, f func() float64) prometheus.Collector {
-		return prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "fairlead", Name: name, Help: help}, f)
-	}
 	stats := func() store.Stats { return a.store.Status().Stats }
-	for _, c := range []prometheus.Collector{
+	all := []prometheus.Collector{
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		gauge("state_index", "Revision of the newest snapshot.", func() float64 { return float64(a.state.Snapshot().Index()) }),
 		gauge("services", "Services in the catalogue.", func() float64 { s, _ := a.state.Snapshot().Services(); return float64(len(s)) }),
 		gauge("endpoints", "Endpoints in the catalogue.", func() float64 { e, _ := a.state.Snapshot().Endpoints(); return float64(len(e)) }),
-		gauge("endpoint_problems", "Networks and endpoints that do not stand as wanted.", func() float64 { return float64(len(a.endpoints.Problems())) }),
 		gauge("store_size_bytes", "Size of the registry's database.", func() float64 { return float64(a.store.Status().DBSize) }),
 		gauge("store_has_leader", "1 while the registry has a leader.", func() float64 {
 			if a.store.Status().Leader == "" {
@@ -191,9 +193,11 @@ func (a *Agent) openMetrics() error {
 		count("store_batches_total", "Transactions proposed to the log.", func() float64 { return float64(stats().Batches) }),
 		count("store_operations_total", "Writes committed in them.", func() float64 { return float64(stats().Ops) }),
 		count("store_conflicts_total", "Writes that waited for a later batch.", func() float64 { return float64(stats().Conflicts) }),
-		count("datapath_redirected_total", "Packets handed from endpoint to endpoint.", func() float64 { return float64(a.counters().Redirected) }),
-		count("datapath_spoofed_total", "Packets dropped for a source address that is not their endpoint's.", func() float64 { return float64(a.counters().Spoofed) }),
-	} {
+	}
+	if a.plane != nil {
+		all = append(all, a.plane.metrics()...)
+	}
+	for _, c := range all {
 		if err := a.metrics.Register(c); err != nil {
 			return fmt.Errorf("register metrics: %w", err)
 		}
