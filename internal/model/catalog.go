@@ -86,6 +86,30 @@ type Place struct {
 	Port    uint16      `json:"port"`
 }
 
+// The kinds of services.
+const (
+	KindTypical      = ""
+	KindConnectProxy = "connect-proxy"
+)
+
+// Proxy is the service that a proxy answers for.
+type Proxy struct {
+	Service ServiceName `json:"service,omitempty"`
+	// ID is the instance of this node that the proxy is for; empty: any.
+	ID ServiceID `json:"id,omitempty"`
+	// LocalAddress and LocalPort, or LocalSocket, are where that instance answers
+	// the proxy.
+	LocalAddress string `json:"local_address,omitempty"`
+	LocalPort    int    `json:"local_port,omitempty"`
+	LocalSocket  string `json:"local_socket,omitempty"`
+}
+
+// Locality is where in the world an instance runs, in its owner's words.
+type Locality struct {
+	Region string `json:"region,omitempty"`
+	Zone   string `json:"zone,omitempty"`
+}
+
 // Instance is one registered address:port that answers for a service.
 type Instance struct {
 	Node              NodeName                  `json:"node"`
@@ -98,6 +122,16 @@ type Instance struct {
 	TaggedAddresses   map[string]ServiceAddress `json:"tagged,omitempty"`
 	Weights           Weights                   `json:"weights"`
 	EnableTagOverride bool                      `json:"tag_override,omitempty"`
+	// Kind is what sort of service this is: KindTypical or KindConnectProxy.
+	Kind string `json:"kind,omitempty"`
+	// Native says that the service itself speaks mutual TLS with the site's CA.
+	Native bool `json:"native,omitempty"`
+	// Proxy says for whom an instance of KindConnectProxy stands.
+	Proxy Proxy `json:"proxy,omitzero"`
+	// SocketPath is a Unix socket at which the instance answers on its node, in
+	// the place of address and port.
+	SocketPath string   `json:"socket_path,omitempty"`
+	Locality   Locality `json:"locality,omitzero"`
 	// Endpoint is the endpoint that this instance runs at; empty for an
 	// instance in the host's own network.
 	Endpoint EndpointID `json:"endpoint,omitempty"`
@@ -123,6 +157,8 @@ func (i Instance) Same(o Instance) bool {
 		slices.Equal(i.Tags, o.Tags) && i.Address == o.Address && i.Port == o.Port &&
 		maps.Equal(i.Meta, o.Meta) && maps.Equal(i.TaggedAddresses, o.TaggedAddresses) &&
 		i.Weights == o.Weights && i.EnableTagOverride == o.EnableTagOverride &&
+		i.Kind == o.Kind && i.Native == o.Native && i.Proxy == o.Proxy &&
+		i.SocketPath == o.SocketPath && i.Locality == o.Locality &&
 		i.Endpoint == o.Endpoint && slices.Equal(i.Places, o.Places)
 }
 
@@ -138,7 +174,7 @@ type Check struct {
 	ServiceID   ServiceID   `json:"service_id,omitempty"` // empty: a check of the whole node
 	ServiceName ServiceName `json:"service_name,omitempty"`
 	ServiceTags []string    `json:"service_tags,omitempty"`
-	Type        string      `json:"type,omitempty"` // "http", "tcp", "ttl" or empty
+	Type        string      `json:"type,omitempty"` // see CheckSpec.Type; empty: no agent runs it
 	Interval    string      `json:"interval,omitempty"`
 	Timeout     string      `json:"timeout,omitempty"`
 	Stamp
@@ -156,23 +192,44 @@ func (c Check) SameButOutput(o Check) bool {
 }
 
 // CheckSpec is what an agent has to do to find out a check's state. Exactly one
-// of HTTP, TCP and TTL is set.
+// of the kinds that Type knows is set.
 type CheckSpec struct {
-	ID            CheckID             `json:"id"`
-	Name          string              `json:"name"`
-	ServiceID     ServiceID           `json:"service_id,omitempty"`
-	Notes         string              `json:"notes,omitempty"`
-	HTTP          string              `json:"http,omitempty"` // URL
-	Method        string              `json:"method,omitempty"`
-	Header        map[string][]string `json:"header,omitempty"`
-	Body          string              `json:"body,omitempty"`
-	TLSSkipVerify bool                `json:"tls_skip_verify,omitempty"`
-	TLSServerName string              `json:"tls_server_name,omitempty"`
-	NoRedirects   bool                `json:"no_redirects,omitempty"`
-	TCP           string              `json:"tcp,omitempty"` // host:port
-	TTL           time.Duration       `json:"ttl,omitempty"`
-	Interval      time.Duration       `json:"interval,omitempty"`
-	Timeout       time.Duration       `json:"timeout,omitempty"`
+	ID        CheckID   `json:"id"`
+	Name      string    `json:"name"`
+	ServiceID ServiceID `json:"service_id,omitempty"` // empty: a check of the whole node
+	Notes     string    `json:"notes,omitempty"`
+
+	HTTP        string              `json:"http,omitempty"` // URL
+	Method      string              `json:"method,omitempty"`
+	Header      map[string][]string `json:"header,omitempty"`
+	Body        string              `json:"body,omitempty"`
+	NoRedirects bool                `json:"no_redirects,omitempty"`
+	TCP         string              `json:"tcp,omitempty"` // host:port
+	TCPUseTLS   bool                `json:"tcp_use_tls,omitempty"`
+	UDP         string              `json:"udp,omitempty"`  // host:port
+	GRPC        string              `json:"grpc,omitempty"` // host:port, or host:port/service
+	GRPCUseTLS  bool                `json:"grpc_use_tls,omitempty"`
+	H2Ping      string              `json:"h2ping,omitempty"` // host:port
+	H2PingNoTLS bool                `json:"h2ping_no_tls,omitempty"`
+	// Args is a program and its arguments, run on the host or in the container
+	// Docker; with a Docker but no Args, Shell is started there.
+	Args   []string `json:"args,omitempty"`
+	Docker string   `json:"docker,omitempty"` // container id or name
+	Shell  string   `json:"shell,omitempty"`
+	// OSService is a unit of the host's service manager.
+	OSService string `json:"os_service,omitempty"`
+	// AliasService and AliasNode name a service or node whose state this check
+	// takes over; without AliasNode the service is this node's.
+	AliasService ServiceID     `json:"alias_service,omitempty"`
+	AliasNode    NodeName      `json:"alias_node,omitempty"`
+	TTL          time.Duration `json:"ttl,omitempty"`
+	// Maintenance makes a check that is critical for as long as it is there.
+	Maintenance bool `json:"maintenance,omitempty"`
+
+	TLSSkipVerify bool          `json:"tls_skip_verify,omitempty"`
+	TLSServerName string        `json:"tls_server_name,omitempty"`
+	Interval      time.Duration `json:"interval,omitempty"`
+	Timeout       time.Duration `json:"timeout,omitempty"`
 	// Status is the state before the first outcome; empty means critical.
 	Status Status `json:"status,omitempty"`
 	// The check changes its state only after so many outcomes in a row; 0 means
@@ -187,20 +244,45 @@ type CheckSpec struct {
 	// NetNS is the path of the network namespace to run the check in; empty
 	// means the agent's own. Checks of an endpoint run inside its namespace.
 	NetNS string `json:"netns,omitempty"`
+	// Token is the secret that authorised a check which came without a service.
+	Token string `json:"token,omitempty"`
+	// Declared says that a definition file says so, which says it again at each
+	// start.
+	Declared bool `json:"-"`
 }
 
-// Type is the kind of check as the catalogue shows it.
+// Type is the kind of check as the catalogue shows it; empty if none is set.
 func (c CheckSpec) Type() string {
 	switch {
+	case c.GRPC != "":
+		return "grpc"
 	case c.HTTP != "":
 		return "http"
-	case c.TCP != "":
-		return "tcp"
 	case c.TTL > 0:
 		return "ttl"
+	case c.TCP != "":
+		return "tcp"
+	case c.UDP != "":
+		return "udp"
+	case c.AliasService != "" || c.AliasNode != "":
+		return "alias"
+	case c.Docker != "":
+		return "docker"
+	case len(c.Args) > 0:
+		return "script"
+	case c.H2Ping != "":
+		return "h2ping"
+	case c.OSService != "":
+		return "os_service"
+	case c.Maintenance:
+		return "maintenance"
 	}
 	return ""
 }
+
+// RunsPrograms reports whether the check runs a program of its owner's choice,
+// on the host or in a container: such checks need leave.
+func (c CheckSpec) RunsPrograms() bool { return len(c.Args) > 0 || c.Docker != "" }
 
 // Registration is one service as an agent keeps it in its local file: what the
 // client said, and the checks that came with it.
@@ -210,6 +292,9 @@ type Registration struct {
 	// Token is the secret that authorised the registration; it authorises its
 	// re-assertion too.
 	Token string `json:"token,omitempty"`
+	// Declared says that the service comes from a definition file, which says it
+	// again at each start.
+	Declared bool `json:"-"`
 }
 
 // VIP is a service's stable virtual addresses.
