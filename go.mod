@@ -9,6 +9,7 @@ require (
 	github.com/hashicorp/consul/api v1.32.4
 	github.com/hashicorp/go-bexpr v0.1.17
 	github.com/hashicorp/go-immutable-radix/v2 v2.1.0
+	github.com/hashicorp/hcl v1.0.0
 	github.com/mdlayher/netlink v1.7.3-0.20250113171957-fbb4dce95f42
 	github.com/miekg/dns v1.1.73
 	github.com/prometheus/client_golang v1.25.0
