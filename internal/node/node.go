@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"sync/atomic"
@@ -42,6 +43,7 @@ type Agent struct {
 	dns      *dns.Server
 	plane    *plane // nil with RegistryOnly
 	metrics  *prometheus.Registry
+	certs    *certificates // nil without https-addr
 	ready    atomic.Bool
 	closers  []func() error
 }
@@ -87,6 +89,11 @@ func (a *Agent) assemble() error {
 		TaggedAddresses: map[string]string{"lan": a.cfg.Advertise, "wan": a.cfg.Advertise},
 		Meta:            map[string]string{"consul-network-segment": "", "fairlead-version": a.version},
 	}
+	meta, err := a.cfg.nodeMeta()
+	if err != nil {
+		return err // Load has checked it
+	}
+	maps.Copy(a.self.Meta, meta)
 	pools, err := a.cfg.vipPools()
 	if err != nil {
 		return err
@@ -108,6 +115,9 @@ func (a *Agent) assemble() error {
 		if err := a.openPlane(pools); err != nil {
 			return err
 		}
+	}
+	if a.certs, err = openCertificates(a.cfg); err != nil {
+		return err
 	}
 	return a.openMetrics()
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -28,9 +29,9 @@ import (
 // serve answers HTTP until ctx ends; requests that wait for a change are sent
 // home then.
 func (a *Agent) serve(ctx context.Context, ready func()) error {
-	l, err := net.Listen("tcp", a.cfg.HTTPAddr)
+	listeners, err := a.listen()
 	if err != nil {
-		return listenError("http-addr", a.cfg.HTTPAddr, err)
+		return err
 	}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -38,14 +39,16 @@ func (a *Agent) serve(ctx context.Context, ready func()) error {
 		Handler: a.handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
 		BaseContext: func(net.Listener) context.Context { return base },
 	}
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(l) }()
+	served := make(chan error, len(listeners))
+	for _, l := range listeners {
+		go func() { served <- srv.Serve(l) }()
+	}
 	a.ready.Store(true)
 	ready()
-	a.log.Info("agent is ready", "http", l.Addr().String())
+	a.log.Info("agent is ready", "http", listeners[0].Addr().String(), "https", a.cfg.HTTPSAddr)
 	select {
 	case err := <-served:
-		return fmt.Errorf("serve HTTP: %w", err)
+		return errors.Join(fmt.Errorf("serve HTTP: %w", err), srv.Close())
 	case <-ctx.Done():
 	}
 	a.ready.Store(false)
@@ -55,10 +58,28 @@ func (a *Agent) serve(ctx context.Context, ready func()) error {
 	if err = srv.Shutdown(end); err != nil {
 		err = srv.Close()
 	}
-	if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
-		err = errors.Join(err, serr)
+	for range listeners {
+		if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
+			err = errors.Join(err, serr)
+		}
 	}
 	return err
+}
+
+// listen opens the API's listeners, plain HTTP first.
+func (a *Agent) listen() ([]net.Listener, error) {
+	plain, err := net.Listen("tcp", a.cfg.HTTPAddr)
+	if err != nil {
+		return nil, listenError("http-addr", a.cfg.HTTPAddr, err)
+	}
+	if a.certs == nil {
+		return []net.Listener{plain}, nil
+	}
+	secure, err := net.Listen("tcp", a.cfg.HTTPSAddr)
+	if err != nil {
+		return nil, errors.Join(listenError("https-addr", a.cfg.HTTPSAddr, err), plain.Close())
+	}
+	return []net.Listener{plain, tls.NewListener(secure, a.certs.server())}, nil
 }
 
 // addrsFree refuses addresses that somebody listens at. An agent takes its
@@ -67,8 +88,11 @@ func (a *Agent) serve(ctx context.Context, ready func()) error {
 func (c Config) addrsFree() error {
 	var errs []error
 	for _, want := range []struct{ setting, network, addr string }{
-		{"http-addr", "tcp", c.HTTPAddr}, {"dns-addr", "tcp", c.DNSAddr}, {"dns-addr", "udp", c.DNSAddr},
+		{"http-addr", "tcp", c.HTTPAddr}, {"https-addr", "tcp", c.HTTPSAddr}, {"dns-addr", "tcp", c.DNSAddr}, {"dns-addr", "udp", c.DNSAddr},
 	} {
+		if want.addr == "" {
+			continue
+		}
 		var l io.Closer
 		var err error
 		if want.network == "udp" {
