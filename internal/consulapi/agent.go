@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fairlead-net/fairlead/internal/acl"
 	"github.com/fairlead-net/fairlead/internal/model"
 )
 
@@ -39,8 +40,12 @@ func (h *handler) agentServices(c *call) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
+	all, err := visible(c, h.Agent.Services(), seeRegistration)
+	if err != nil {
+		return answer{}, err
+	}
 	out := map[string]agentServiceShape{}
-	for _, r := range h.Agent.Services() {
+	for _, r := range all {
 		s := shapeAgentService(&r.Instance, h.cfg.Node.Datacenter)
 		ok, err := f.match(s)
 		if err != nil {
@@ -70,6 +75,10 @@ func (h *handler) agentService(c *call) (answer, error) {
 		r, ok := h.registered(model.ServiceID(c.rest))
 		if !ok {
 			return answer{}, fail(http.StatusNotFound, "unknown service ID: %s", c.rest)
+		}
+		c.lookAgain()
+		if err := c.require(acl.Service, string(r.Instance.Service), acl.Read); err != nil {
+			return answer{}, err
 		}
 		s := shapeAgentService(&r.Instance, h.cfg.Node.Datacenter)
 		b, err := json.Marshal(s)
@@ -110,6 +119,9 @@ func (h *handler) agentServiceRegister(c *call) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
+	if err := h.mayRegister(c, &r.Instance); err != nil {
+		return answer{}, err
+	}
 	r.Token = cmp.Or(token(c), r.Token)
 	if err := h.checkIDsFree(r); err != nil {
 		return answer{}, err
@@ -129,6 +141,18 @@ func (h *handler) agentServiceRegister(c *call) (answer, error) {
 		c.h.Add(WarningHeader, strings.ReplaceAll(w, "\n", " "))
 	}
 	return empty(), nil
+}
+
+// mayRegister takes the right to write the service, and the one whose instance
+// would be overwritten.
+func (h *handler) mayRegister(c *call, i *model.Instance) error {
+	if err := c.require(acl.Service, string(i.Service), acl.Write); err != nil {
+		return err
+	}
+	if old, ok := h.registered(i.ID); ok {
+		return c.require(acl.Service, string(old.Instance.Service), acl.Write)
+	}
+	return nil
 }
 
 // checkIDsFree refuses a check id that belongs to another service of this node:
@@ -165,8 +189,12 @@ func (h *handler) agentServiceDeregister(c *call) (answer, error) {
 	unknown := fail(http.StatusNotFound,
 		"Unknown service ID %q. Ensure that the service ID is passed, not the service name.", c.rest)
 	id := model.ServiceID(c.rest)
-	if _, ok := h.registered(id); !ok {
+	r, ok := h.registered(id)
+	if !ok {
 		return answer{}, unknown
+	}
+	if err := c.require(acl.Service, string(r.Instance.Service), acl.Write); err != nil {
+		return answer{}, err
 	}
 	if err := h.Agent.Deregister(c.r.Context(), id); err != nil {
 		if _, ok := h.registered(id); !ok {
@@ -183,8 +211,12 @@ func (h *handler) agentChecks(c *call) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
+	all, err := visible(c, h.Agent.Checks(), seeOwnCheck)
+	if err != nil {
+		return answer{}, err
+	}
 	out := map[string]checkShape{}
-	for _, ch := range h.Agent.Checks() {
+	for _, ch := range all {
 		s := shapeCheck(&ch)
 		ok, err := f.match(s)
 		if err != nil {
@@ -228,6 +260,9 @@ func (h *handler) agentCheckUpdate(c *call) (answer, error) {
 
 func (h *handler) updateTTL(c *call, status model.Status, output string) (answer, error) {
 	id := model.CheckID(c.rest)
+	if err := h.mayUpdate(c, id); err != nil {
+		return answer{}, err
+	}
 	err := h.Agent.UpdateTTL(id, status, output)
 	if err == nil {
 		return empty(), nil
@@ -242,6 +277,24 @@ func (h *handler) updateTTL(c *call, status model.Status, output string) (answer
 		return answer{}, fail(http.StatusInternalServerError, "CheckID %q does not have associated TTL", c.rest)
 	}
 	return answer{}, err
+}
+
+// mayUpdate takes the right to write the check's service, or the node for a check
+// of the node. A check that is not there is for the caller to find.
+func (h *handler) mayUpdate(c *call, id model.CheckID) error {
+	if h.aclsOff() {
+		return nil // heartbeats are many, and listing checks is not free
+	}
+	checks := h.Agent.Checks()
+	i := slices.IndexFunc(checks, func(ch model.Check) bool { return ch.ID == id })
+	switch {
+	case i < 0:
+		_, err := c.authorizer()
+		return err
+	case checks[i].ServiceName != "":
+		return c.require(acl.Service, string(checks[i].ServiceName), acl.Write)
+	}
+	return c.require(acl.Node, string(h.cfg.Node.Name), acl.Write)
 }
 
 type memberShape struct {
@@ -274,6 +327,10 @@ func (h *handler) agentMembers(c *call) (answer, error) {
 	}
 	s := h.Reader.Snapshot()
 	nodes, _ := s.Nodes()
+	nodes, err = visible(c, nodes, seeNode)
+	if err != nil {
+		return answer{}, err
+	}
 	var all []memberShape
 	for _, n := range nodes {
 		if n.Owner == model.OwnerExternal {
@@ -302,7 +359,7 @@ func (h *handler) member(n *model.Node) memberShape {
 		Addr: n.Address,
 		Port: serfPort,
 		Tags: map[string]string{
-			"role": role, "dc": cmp.Or(n.Datacenter, h.cfg.Node.Datacenter), "id": n.ID, "acls": "0",
+			"role": role, "dc": cmp.Or(n.Datacenter, h.cfg.Node.Datacenter), "id": n.ID, "acls": strconv.Itoa(b2i(!h.aclsOff())),
 			"build": h.cfg.ConsulVersion + ":", "port": "8300", "segment": "", "vsn": "2",
 		},
 		Status:      memberAlive,
@@ -332,7 +389,10 @@ type selfShape struct {
 	XDS         *struct{} `json:"xDS"`
 }
 
-func (h *handler) agentSelf(*call) (answer, error) {
+func (h *handler) agentSelf(c *call) (answer, error) {
+	if err := c.require(acl.Agent, string(h.cfg.Node.Name), acl.Read); err != nil {
+		return answer{}, err
+	}
 	n := h.cfg.Node
 	meta := map[string]string{"consul-network-segment": "", "consul-version": h.cfg.ConsulVersion}
 	for k, v := range n.Meta {

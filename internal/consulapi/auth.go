@@ -4,6 +4,7 @@ import (
 	"net/http"
 
 	"github.com/fairlead-net/fairlead/internal/acl"
+	"github.com/fairlead-net/fairlead/internal/model"
 )
 
 // Authority says what a token's secret stands for.
@@ -19,7 +20,11 @@ type openAuthority struct{}
 
 func (openAuthority) Resolve(string) (acl.Authorizer, error) { return acl.AllowAll(), nil }
 
-// authorizer resolves the request's token, once.
+// aclsOff reports whether anybody may do anything.
+func (h *handler) aclsOff() bool { return h.Authority == openAuthority{} }
+
+// authorizer resolves the request's token, once for each look at the state: a
+// query that waits must notice when its token is taken away.
 func (c *call) authorizer() (acl.Authorizer, error) {
 	if c.auth == nil {
 		a, err := c.authority.Resolve(token(c))
@@ -29,6 +34,12 @@ func (c *call) authorizer() (acl.Authorizer, error) {
 		c.auth = a
 	}
 	return c.auth, nil
+}
+
+// lookAgain forgets what was decided for an earlier state.
+func (c *call) lookAgain() {
+	c.auth = nil
+	c.h.Del(filteredHeader)
 }
 
 // require refuses the request unless its token allows access to the thing.
@@ -58,16 +69,18 @@ func (c *call) requirePrefix(r acl.Resource, prefix string, access acl.Access) e
 
 // denied is Consul's refusal.
 func denied(a acl.Authorizer, r acl.Resource, name string, access acl.Access) error {
-	who := "anonymous token"
-	if id := a.Accessor(); id != "" {
-		who = "token with AccessorID '" + id + "'"
+	who, hint := "anonymous token", ". The anonymous token is used implicitly when a request does not specify a token."
+	if id := a.Accessor(); id != "" && id != model.AnonymousTokenID {
+		who, hint = "token with AccessorID '"+id+"'", ""
 	}
 	what := ""
 	if name != "" {
 		what = ` on "` + name + `"`
 	}
-	return fail(http.StatusForbidden, "Permission denied: %s lacks permission '%s:%s'%s", who, r, access, what)
+	return fail(http.StatusForbidden, "Permission denied: %s lacks permission '%s:%s'%s%s", who, r, access, what, hint)
 }
 
+const filteredHeader = "X-Consul-Results-Filtered-By-ACLs"
+
 // filtered notes that the answer leaves out what the token may not see.
-func (c *call) filtered() { c.h.Set("X-Consul-Results-Filtered-By-ACLs", "true") }
+func (c *call) filtered() { c.h.Set(filteredHeader, "true") }

@@ -1,6 +1,7 @@
 package consulapi
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -29,6 +30,10 @@ func (h *handler) catalogNodes(c *call) (answer, error) {
 	want := nodeMeta(c)
 	v, err := h.query(c, func(s *state.Snapshot) (any, []state.Mark, error) {
 		nodes, mark := s.Nodes()
+		nodes, err := visible(c, nodes, seeNode)
+		if err != nil {
+			return nil, nil, err
+		}
 		var all []nodeShape
 		for _, n := range nodes {
 			if hasMeta(n.Meta, want) {
@@ -54,7 +59,15 @@ func (h *handler) catalogNode(c *call) (answer, error) {
 		n, nm := s.Node(model.NodeName(c.rest))
 		instances, im := s.NodeInstances(model.NodeName(c.rest))
 		if n == nil {
-			return nil, marks(nm, im), nil
+			_, err := c.authorizer()
+			return nil, marks(nm, im), err
+		}
+		ok, err := maySee(c, n, seeNode)
+		if err != nil || !ok {
+			return nil, marks(nm, im), err
+		}
+		if instances, err = visible(c, instances, seeInstance); err != nil {
+			return nil, nil, err
 		}
 		services := map[string]serviceShape{}
 		for _, i := range instances {
@@ -86,13 +99,21 @@ func (h *handler) catalogServices(c *call) (answer, error) {
 	v, err := h.query(c, func(s *state.Snapshot) (any, []state.Mark, error) {
 		if f == nil && len(want) == 0 {
 			tags, mark := s.ServiceTags()
+			names, err := visible(c, slices.Collect(maps.Keys(tags)), seeServiceName)
+			if err != nil {
+				return nil, nil, err
+			}
 			out := make(map[string][]string, len(tags))
-			for name, t := range tags {
-				out[string(name)] = list(t)
+			for _, name := range names {
+				out[string(name)] = list(tags[name])
 			}
 			return out, marks(mark), nil
 		}
 		services, mark := s.Services()
+		services, err := visible(c, services, seeService)
+		if err != nil {
+			return nil, nil, err
+		}
 		out := map[string][]string{}
 		for _, svc := range services {
 			tags, found, err := h.tagsOf(svc, f, want)
@@ -140,7 +161,10 @@ func (h *handler) catalogService(c *call) (answer, error) {
 	}
 	v, err := h.query(c, func(s *state.Snapshot) (any, []state.Mark, error) {
 		svc, mark := s.Service(model.ServiceName(c.rest))
-		members := h.choose(c, svc, false)
+		members, err := visible(c, h.choose(c, svc, false), seeMember)
+		if err != nil {
+			return nil, nil, err
+		}
 		all := make([]catalogShape, len(members))
 		for i, m := range members {
 			all[i] = shapeCatalog(m, h.cfg.Node.Datacenter)

@@ -47,6 +47,12 @@ type Config struct {
 	ClientOnly bool
 	// KVMaxValueSize bounds a value, in bytes; 0 means DefaultKVMaxValueSize.
 	KVMaxValueSize int64
+	// DefaultACLPolicy is what tokens may do that no rule speaks of, as clients are
+	// told: "allow" (which empty means) or "deny".
+	DefaultACLPolicy string
+	// KeyListPolicy makes listing keys take key:list on the prefix asked for;
+	// without it keys that may not be read are left out, as with Consul's default.
+	KeyListPolicy bool
 	// MaxBodySize bounds every other request body, in bytes; 0 means
 	// DefaultMaxBodySize.
 	MaxBodySize int64
@@ -121,6 +127,9 @@ func New(cfg Config, d Deps) http.Handler {
 	if cfg.MaxBodySize == 0 {
 		cfg.MaxBodySize = DefaultMaxBodySize
 	}
+	if cfg.DefaultACLPolicy == "" {
+		cfg.DefaultACLPolicy = "allow"
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
@@ -153,7 +162,7 @@ func (c *call) has(param string) bool {
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	w.Header().Set("Vary", "Accept-Encoding")
-	w.Header().Set("X-Consul-Default-ACL-Policy", "allow")
+	w.Header().Set("X-Consul-Default-ACL-Policy", h.cfg.DefaultACLPolicy)
 	a, err := h.serve(w, r)
 	if err != nil {
 		a = h.failure(w, r, err)

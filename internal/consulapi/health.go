@@ -26,7 +26,10 @@ func (h *handler) healthService(c *call) (answer, error) {
 	}
 	v, err := h.query(c, func(s *state.Snapshot) (any, []state.Mark, error) {
 		svc, mark := s.Service(model.ServiceName(c.rest))
-		members := h.choose(c, svc, passing)
+		members, err := visible(c, h.choose(c, svc, passing), seeMember)
+		if err != nil {
+			return nil, nil, err
+		}
 		all := make([]entryShape, len(members))
 		for i, m := range members {
 			all[i] = shapeEntry(m, h.cfg.Node.Datacenter)
@@ -83,6 +86,10 @@ func (h *handler) checks(c *call, find func(*state.Snapshot) ([]*model.Check, st
 	want := nodeMeta(c)
 	v, err := h.query(c, func(s *state.Snapshot) (any, []state.Mark, error) {
 		found, mark := find(s)
+		found, err := visible(c, found, seeCheck)
+		if err != nil {
+			return nil, nil, err
+		}
 		var all []checkShape
 		for _, ch := range found {
 			if len(want) > 0 {

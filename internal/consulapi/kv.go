@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/fairlead-net/fairlead/internal/acl"
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/state"
 )
@@ -32,7 +33,7 @@ func (h *handler) kvGet(c *call) (answer, error) {
 	}
 	v, err := h.query(c, func(s *state.Snapshot) (any, []state.Mark, error) {
 		kv, mark := s.KV(c.rest)
-		return kv, marks(mark), nil
+		return kv, marks(mark), c.require(acl.Key, c.rest, acl.Read)
 	})
 	if err != nil {
 		return answer{}, err
@@ -53,6 +54,10 @@ func (h *handler) kvGet(c *call) (answer, error) {
 func (h *handler) kvTree(c *call) (answer, error) {
 	v, err := h.query(c, func(s *state.Snapshot) (any, []state.Mark, error) {
 		tree, mark := s.KVTree(c.rest)
+		tree, err := h.mayList(c, tree)
+		if err != nil {
+			return nil, nil, err
+		}
 		out := make([]kvShape, len(tree))
 		for i, kv := range tree {
 			out[i] = shapeKV(kv)
@@ -68,6 +73,16 @@ func (h *handler) kvTree(c *call) (answer, error) {
 	return value(v), nil
 }
 
+// mayList returns what the token may read of a tree.
+func (h *handler) mayList(c *call, tree []*model.KV) ([]*model.KV, error) {
+	if h.cfg.KeyListPolicy {
+		if err := c.require(acl.Key, c.rest, acl.List); err != nil {
+			return nil, err
+		}
+	}
+	return visible(c, tree, seeKV)
+}
+
 // kvKeys lists keys below a prefix, each only as far as the first separator
 // behind the prefix, once.
 func (h *handler) kvKeys(c *call) (answer, error) {
@@ -78,6 +93,10 @@ func (h *handler) kvKeys(c *call) (answer, error) {
 	}
 	v, err := h.query(c, func(s *state.Snapshot) (any, []state.Mark, error) {
 		tree, mark := s.KVTree(c.rest)
+		tree, err := h.mayList(c, tree)
+		if err != nil {
+			return nil, nil, err
+		}
 		out := []string{}
 		for _, kv := range tree {
 			k := kv.Key
@@ -129,6 +148,9 @@ func (h *handler) kvPut(c *call) (answer, error) {
 	if kv.Value, err = h.kvBody(c); err != nil {
 		return answer{}, err
 	}
+	if err := c.require(acl.Key, kv.Key, acl.Write); err != nil {
+		return answer{}, err
+	}
 	ok, _, err := h.Writer.PutKV(c.r.Context(), kv, cas)
 	if err != nil {
 		return answer{}, err
@@ -165,6 +187,9 @@ func (h *handler) kvDelete(c *call) (answer, error) {
 		return answer{}, err
 	}
 	if c.has("recurse") {
+		if err := c.requirePrefix(acl.Key, c.rest, acl.Write); err != nil {
+			return answer{}, err
+		}
 		if _, err := h.Writer.DeleteKVTree(c.r.Context(), c.rest); err != nil {
 			return answer{}, err
 		}
@@ -175,6 +200,9 @@ func (h *handler) kvDelete(c *call) (answer, error) {
 	}
 	cas, err := casIndex(c)
 	if err != nil {
+		return answer{}, err
+	}
+	if err := c.require(acl.Key, c.rest, acl.Write); err != nil {
 		return answer{}, err
 	}
 	ok, _, err := h.Writer.DeleteKV(c.r.Context(), c.rest, cas)

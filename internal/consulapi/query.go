@@ -114,7 +114,10 @@ func (h *handler) query(c *call, r read) (any, error) {
 			return nil, fail(http.StatusInternalServerError, noLeader)
 		}
 	}
-	v, index, err := h.block(c.r.Context(), o, r)
+	v, index, err := h.block(c.r.Context(), o, func(s *state.Snapshot) (any, []state.Mark, error) {
+		c.lookAgain()
+		return r(s)
+	})
 	if err != nil {
 		return nil, err
 	}
