@@ -1,8 +1,24 @@
 package model
 
 import (
+	"errors"
 	"slices"
 	"time"
+)
+
+// ErrUnknownSession: there is no such session, or no longer.
+var ErrUnknownSession = errors.New("unknown session")
+
+// Times of sessions; the values are Consul's.
+const (
+	// DefaultSessionTTLMin is the shortest TTL that a session may ask for.
+	DefaultSessionTTLMin = 10 * time.Second
+	// SessionTTLMax is the longest.
+	SessionTTLMax = 24 * time.Hour
+	// DefaultLockDelay is the lock delay of a session that asked for none.
+	DefaultLockDelay = 15 * time.Second
+	// MaxLockDelay is the longest that is kept; a session may ask for more.
+	MaxLockDelay = 60 * time.Second
 )
 
 // SessionBehavior is what becomes of a session's locked keys when it ends.
@@ -23,7 +39,7 @@ type Session struct {
 	Node          NodeName         `json:"node"`
 	Behavior      SessionBehavior  `json:"behavior"`
 	TTL           time.Duration    `json:"ttl,omitempty"` // 0: lives as long as its node and checks
-	LockDelay     time.Duration    `json:"lock_delay"`
+	LockDelay     time.Duration    `json:"lock_delay"`    // 0: none
 	NodeChecks    []CheckID        `json:"node_checks,omitempty"`
 	ServiceChecks []SessionService `json:"service_checks,omitempty"`
 	// TTLText is the TTL as its creator spelled it, which is how it is shown.

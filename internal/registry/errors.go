@@ -27,6 +27,8 @@ var (
 	ErrUnknownNode = errors.New("unknown node")
 	// ErrUnknownService: no such instance on the node.
 	ErrUnknownService = errors.New("unknown service instance")
+	// ErrUnknownSession: no such session, or it has ended.
+	ErrUnknownSession = model.ErrUnknownSession
 	// ErrUnknownNetwork: no such network.
 	ErrUnknownNetwork = errors.New("unknown network")
 	// ErrUnknownEndpoint: no such endpoint.
@@ -69,4 +71,33 @@ func (e *FieldError) Is(target error) bool { return target == ErrInvalid }
 
 func invalid(field, format string, args ...any) error {
 	return &FieldError{Field: field, Problem: fmt.Sprintf(format, args...)}
+}
+
+// worded is a refusal in the very words that Consul's clients match on. It is
+// returned bare, not wrapped with what was being done.
+type worded struct {
+	text string
+	is   error // what it is for errors.Is; may be nil
+}
+
+func (e *worded) Error() string { return e.text }
+
+// Is makes the refusal one of the errors above, too.
+func (e *worded) Is(target error) bool { return e.is != nil && target == e.is }
+
+// Refused is true: a client gave something that it has to change.
+func (e *worded) Refused() bool { return true }
+
+// say is a refusal in Consul's words; is may be nil.
+func say(is error, format string, args ...any) error {
+	return &worded{fmt.Sprintf(format, args...), is}
+}
+
+// bare unwraps a refusal in Consul's words; other errors stay as they are.
+func bare(err error) error {
+	var w *worded
+	if errors.As(err, &w) {
+		return w
+	}
+	return err
 }

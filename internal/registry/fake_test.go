@@ -2,10 +2,13 @@ package registry_test
 
 import (
 	"context"
+	"encoding/json"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -30,6 +33,15 @@ type fake struct {
 	txns    []store.Txn // every transaction committed or refused
 	before  func()      // runs once, before the next transaction is compared
 	fail    error       // the next commit's error
+	leases  []*fakeLease
+}
+
+// fakeLease runs out when its timer fires.
+type fakeLease struct {
+	ttl   time.Duration
+	timer *time.Timer
+	key   string // of the mark that hangs on it
+	gone  bool
 }
 
 type fakeKey struct {
@@ -96,6 +108,7 @@ func (f *fake) change(t store.Txn) []state.Change {
 			changes = append(changes, c)
 		}
 	}
+	touched := map[string]bool{}
 	drop := func(name string) {
 		if f.keys[name] != nil {
 			delete(f.keys, name)
@@ -119,9 +132,102 @@ func (f *fake) change(t store.Txn) []state.Change {
 			f.keys[p.Key] = k
 		}
 		k.mod, k.value = f.rev, p.Value
+		if kv, ok := strings.CutPrefix(p.Key, store.KVLockKey("")); ok {
+			touched[kv] = true
+			continue
+		}
 		add(store.Decode(p.Key, k.value, k.create, k.mod))
 	}
+	for key := range touched {
+		if k := f.keys[store.KVKey(key)]; k != nil && k.mod != f.rev {
+			add(store.Decode(store.KVKey(key), k.value, k.create, k.mod))
+		}
+	}
+	for _, c := range changes {
+		f.mergeLock(c)
+	}
 	return changes
+}
+
+// mergeLock completes an entry with its lock, as the store does.
+func (f *fake) mergeLock(c state.Change) {
+	if c.KV == nil || c.Delete {
+		return
+	}
+	k := f.keys[store.KVLockKey(c.KV.Key)]
+	if k == nil {
+		return
+	}
+	var lock store.Lock
+	if err := json.Unmarshal(k.value[1:], &lock); err != nil {
+		panic(err)
+	}
+	c.KV.Session, c.KV.LockIndex, c.KV.LockModified = lock.Session, lock.LockIndex, k.mod
+	c.KV.ModifyIndex = max(c.KV.ModifyIndex, k.mod)
+}
+
+func (f *fake) GrantLease(_ context.Context, ttl time.Duration) (int64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l := &fakeLease{ttl: ttl}
+	l.timer = time.AfterFunc(ttl, func() { f.end(l) })
+	f.leases = append(f.leases, l)
+	return int64(len(f.leases)), nil
+}
+
+func (f *fake) PutAlive(_ context.Context, session string, lease int64) (model.Index, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l := f.leases[lease-1]
+	if l.gone {
+		return 0, store.ErrNoLease
+	}
+	l.key = store.AliveKey(session)
+	value, err := store.Encode(model.Alive{Session: session, Lease: lease})
+	if err != nil {
+		return 0, err
+	}
+	f.rev++
+	f.show(f.rev, f.change(store.Txn{Puts: []store.Put{{Key: l.key, Value: value}}}))
+	return f.rev, nil
+}
+
+func (f *fake) RenewLease(_ context.Context, lease int64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l := f.leases[lease-1]
+	if l.gone {
+		return store.ErrNoLease
+	}
+	l.timer.Reset(l.ttl)
+	return nil
+}
+
+func (f *fake) RevokeLease(_ context.Context, lease int64) error {
+	f.mu.Lock()
+	l := f.leases[lease-1]
+	f.mu.Unlock()
+	f.end(l)
+	return nil
+}
+
+// end is the end of a lease, and of the mark that hangs on it.
+func (f *fake) end(l *fakeLease) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l.timer.Stop()
+	l.gone = true
+	if f.keys[l.key] != nil {
+		f.rev++
+		f.show(f.rev, f.change(store.Txn{Deletes: []string{l.key}}))
+	}
+}
+
+// living is how many leases have not ended.
+func (f *fake) living() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(slices.DeleteFunc(slices.Clone(f.leases), func(l *fakeLease) bool { return l.gone }))
 }
 
 func (f *fake) show(rev model.Index, changes []state.Change) {

@@ -20,10 +20,6 @@ var errMismatch = errors.New("modified meanwhile")
 // is. With cas it writes only if the entry's ModifyIndex is *cas, or for 0 only
 // if there is no such entry; if not, it returns false, no error and the index at
 // which that was so.
-//
-// A conditional write of an entry that was ever locked fails with ErrConflict:
-// its ModifyIndex may be that of the lock, which the value's key cannot be
-// compared with.
 func (r *Registry) PutKV(ctx context.Context, kv model.KV, cas *model.Index) (bool, model.Index, error) {
 	what := fmt.Sprintf("put key %q", kv.Key)
 	if err := validateKV(&kv); err != nil {
@@ -36,14 +32,15 @@ func (r *Registry) PutKV(ctx context.Context, kv model.KV, cas *model.Index) (bo
 		cur, _ := snap.KV(kv.Key)
 		switch {
 		case cas != nil:
-			p.readKV(kv.Key, cur)
+			p.readValue(kv.Key, cur)
+			p.readLock(kv.Key, cur)
 			if mod, _ := modified(cur); mod != *cas {
 				p.refuse(errMismatch)
 			} else if !p.same(cur, &kv) {
 				p.put(store.KVKey(kv.Key), &kv)
 			}
-		case cur != nil && cur.LockIndex == 0 && p.same(cur, &kv):
-			p.read(store.KVKey(kv.Key), cur)
+		case p.same(cur, &kv):
+			p.readValue(kv.Key, cur)
 		default:
 			// Blind, so that it never conflicts.
 			p.put(store.KVKey(kv.Key), &kv)
@@ -62,11 +59,12 @@ func (r *Registry) DeleteKV(ctx context.Context, key string, cas *model.Index) (
 	return casResult(r.write(ctx, what, func(snap *state.Snapshot, p *plan) {
 		cur, _ := snap.KV(key)
 		if cur == nil {
-			p.readKV(key, nil)
+			p.readValue(key, nil)
 			return
 		}
 		if cas != nil {
-			p.readKV(key, cur)
+			p.readValue(key, cur)
+			p.readLock(key, cur)
 			if cur.ModifyIndex != *cas {
 				p.refuse(errMismatch)
 				return
@@ -88,11 +86,23 @@ func (r *Registry) DeleteKVTree(ctx context.Context, prefix string) (model.Index
 	})
 }
 
-// readKV makes the plan depend on an entry, lock included: no lock, as long as
-// nothing takes any.
-func (p *plan) readKV(key string, cur *model.KV) {
-	p.read(store.KVKey(key), cur)
-	p.absent(store.KVLockKey(key))
+// readValue makes the plan depend on the half of an entry that is not its lock;
+// cur is nil if there is none.
+func (p *plan) readValue(key string, cur *model.KV) {
+	var mod model.Index
+	if cur != nil {
+		mod = cur.ValueModified
+	}
+	p.at(store.KVKey(key), mod)
+}
+
+// readLock makes the plan depend on an entry's lock.
+func (p *plan) readLock(key string, cur *model.KV) {
+	var mod model.Index
+	if cur != nil {
+		mod = cur.LockModified
+	}
+	p.at(store.KVLockKey(key), mod)
 }
 
 // casResult turns the refusal of a compare-and-set into false.

@@ -30,13 +30,16 @@ func (p *plan) refuse(err error) { p.refusal = err }
 // still is none if rec is nil.
 func (p *plan) read(key string, rec any) {
 	mod, _ := modified(rec)
+	p.at(key, mod)
+}
+
+// at makes the plan depend on a key's having been modified last at mod.
+func (p *plan) at(key string, mod model.Index) {
 	p.txn.Compares = append(p.txn.Compares, store.Compare{Key: key, ModIndex: mod})
 }
 
 // absent makes the plan depend on there being no such key.
-func (p *plan) absent(key string) {
-	p.txn.Compares = append(p.txn.Compares, store.Compare{Key: key})
-}
+func (p *plan) absent(key string) { p.at(key, 0) }
 
 // unchanged makes the plan depend on no key that begins with prefix having been
 // written after since; on there being none for 0.

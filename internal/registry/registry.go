@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/state"
@@ -27,9 +28,20 @@ import (
 // maxRounds is how often a write is planned anew after a conflict.
 const maxRounds = 5
 
-// Committer commits transactions: a store, or what forwards to one.
+// Committer commits transactions and keeps leases: a store, or what forwards to
+// one.
 type Committer interface {
 	Commit(ctx context.Context, t store.Txn) (store.Result, error)
+	Leaser
+}
+
+// Leaser keeps the leases that the marks of living sessions hang on. Renewing
+// and marking fail with store.ErrNoLease when the lease has run out.
+type Leaser interface {
+	GrantLease(ctx context.Context, ttl time.Duration) (lease int64, err error)
+	PutAlive(ctx context.Context, session string, lease int64) (model.Index, error)
+	RenewLease(ctx context.Context, lease int64) error
+	RevokeLease(ctx context.Context, lease int64) error
 }
 
 // Config is what a Registry has to know.
@@ -42,6 +54,9 @@ type Config struct {
 	// VIPPool6 is where services' IPv6 VIPs come from, see SitePool6; the zero
 	// Prefix means that services get none.
 	VIPPool6 netip.Prefix
+	// SessionTTLMin is the shortest TTL of a session; 0 means
+	// model.DefaultSessionTTLMin.
+	SessionTTLMin time.Duration
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -60,6 +75,9 @@ type Registry struct {
 func New(c Committer, st *state.State, cfg Config) *Registry {
 	if !cfg.VIPPool4.IsValid() {
 		cfg.VIPPool4 = DefaultVIPPool4
+	}
+	if cfg.SessionTTLMin == 0 {
+		cfg.SessionTTLMin = model.DefaultSessionTTLMin
 	}
 	log := cfg.Log
 	if log == nil {

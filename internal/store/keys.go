@@ -26,6 +26,7 @@ const (
 	tableKVLock   = "kvlock"
 	tableSession  = "session"
 	tableAlive    = "alive"
+	tableHold     = "hold"
 	tableDelay    = "lockdelay"
 	tableQuery    = "query"
 	tableToken    = "acltoken"
@@ -42,6 +43,7 @@ const (
 const (
 	rootPrefix  = "fairlead/"
 	pointerKey  = rootPrefix + "generation"
+	restoreKey  = rootPrefix + "restore"
 	batchPrefix = rootPrefix + "batch/"
 	genPrefix   = rootPrefix + "g/"
 )
@@ -143,14 +145,22 @@ func KVLockPrefix(p string) string { return KVLockKey(p) }
 // SessionKey is the key of a model.Session.
 func SessionKey(id string) string { return key(tableSession, id) }
 
-// AliveKey is the key of a session's model.Alive; it is put with Lease only.
+// AliveKey is the key of a session's model.Alive; only PutAlive puts it.
 func AliveKey(session string) string { return key(tableAlive, session) }
+
+// HoldKey is the key that every taking of a lock by a session writes (a string
+// given to Encode), so that the session's end, which compares it, cannot miss a
+// lock taken meanwhile; state does not see it.
+func HoldKey(session string) string { return key(tableHold, session) }
 
 // LockDelayKey is the key of a KV entry's model.LockDelay.
 func LockDelayKey(k string) string { return tableDelay + "/" + k }
 
 // QueryKey is the key of a model.PreparedQuery.
 func QueryKey(id string) string { return key(tableQuery, id) }
+
+// QueryPrefix begins the keys of all prepared queries.
+func QueryPrefix() string { return prefix(tableQuery) }
 
 // TokenKey is the key of a model.ACLToken.
 func TokenKey(accessor string) string { return key(tableToken, accessor) }
@@ -202,7 +212,7 @@ func split(k string) (table string, rest []string, err error) {
 	switch table {
 	case tableKV, tableKVLock, tableDelay:
 		return table, []string{tail}, nil
-	case tableNode, tableVIP, tableVIPAddr, tableNetwork, tableEndpoint, tableSession, tableAlive, tableQuery,
+	case tableNode, tableVIP, tableVIPAddr, tableNetwork, tableEndpoint, tableSession, tableAlive, tableHold, tableQuery,
 		tableToken, tablePolicy, tableRole, tableCARoot, tableCAKey, tableSetting:
 		want = 1
 	case tableInstance, tableCheck, tableLease, tableName, tableUnique:

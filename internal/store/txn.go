@@ -134,6 +134,9 @@ func (t *Txn) check() error {
 		if p.Key == "" {
 			return fmt.Errorf("%w: put without a key", ErrInvalidTxn)
 		}
+		if strings.HasPrefix(p.Key, tableAlive+"/") {
+			return fmt.Errorf("%w: key %q put without its lease", ErrInvalidTxn, p.Key)
+		}
 		if _, twice := put[p.Key]; twice {
 			return fmt.Errorf("%w: key %q put twice", ErrInvalidTxn, p.Key)
 		}
