@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fairlead-net/fairlead/internal/acl"
+	"github.com/fairlead-net/fairlead/internal/definition"
 	"github.com/fairlead-net/fairlead/internal/model"
 )
 
@@ -111,14 +112,15 @@ func (h *handler) registered(id model.ServiceID) (model.Registration, bool) {
 }
 
 func (h *handler) agentServiceRegister(c *call) (answer, error) {
-	var body serviceBody
-	if err := h.decodeBody(c, &body); err != nil {
-		return answer{}, err
-	}
-	r, warnings, err := body.registration(h.cfg.Node.Name)
+	body, err := h.readBody(c)
 	if err != nil {
 		return answer{}, err
 	}
+	r, warnings, err := definition.Service(body)
+	if err != nil {
+		return answer{}, definitionError(err)
+	}
+	r.Instance.Node, r.Instance.Owner = h.cfg.Node.Name, model.NodeOwner(h.cfg.Node.Name)
 	if err := h.mayRegister(c, &r.Instance); err != nil {
 		return answer{}, err
 	}

@@ -211,11 +211,10 @@ type CheckSpec struct {
 	GRPCUseTLS  bool                `json:"grpc_use_tls,omitempty"`
 	H2Ping      string              `json:"h2ping,omitempty"` // host:port
 	H2PingNoTLS bool                `json:"h2ping_no_tls,omitempty"`
-	// Args is a program and its arguments, run on the host or in the container
-	// Docker; with a Docker but no Args, Shell is started there.
+	// Args is a program and its arguments, run on the host or, where Docker names
+	// a container, in that.
 	Args   []string `json:"args,omitempty"`
-	Docker string   `json:"docker,omitempty"` // container id or name
-	Shell  string   `json:"shell,omitempty"`
+	Docker string   `json:"docker,omitempty"` // id or name
 	// OSService is a unit of the host's service manager.
 	OSService string `json:"os_service,omitempty"`
 	// AliasService and AliasNode name a service or node whose state this check
@@ -282,7 +281,7 @@ func (c CheckSpec) Type() string {
 
 // RunsPrograms reports whether the check runs a program of its owner's choice,
 // on the host or in a container: such checks need leave.
-func (c CheckSpec) RunsPrograms() bool { return len(c.Args) > 0 || c.Docker != "" }
+func (c CheckSpec) RunsPrograms() bool { return len(c.Args) > 0 }
 
 // Registration is one service as an agent keeps it in its local file: what the
 // client said, and the checks that came with it.
