@@ -12,6 +12,7 @@ const (
 	ACL       Resource = "acl"
 	Agent     Resource = "agent"
 	Event     Resource = "event"
+	Identity  Resource = "identity"
 	Intention Resource = "intention"
 	Key       Resource = "key"
 	Keyring   Resource = "keyring"

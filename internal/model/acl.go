@@ -12,6 +12,10 @@ const (
 	ReadOnlyName      = "builtin/global-read-only"
 )
 
+// SettingACLBootstrap is the name of the Setting that holds the accessor id of
+// the site's first token. Its ModifyIndex is what allows a second bootstrap.
+const SettingACLBootstrap = "acl/bootstrap"
+
 // ACLLink names a policy or a role that something is linked to. The ID is what
 // counts; the name is filled in when it is read.
 type ACLLink struct {
