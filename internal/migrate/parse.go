@@ -140,10 +140,15 @@ func parseJSON(name string, b []byte) (*value, error) {
 		}
 	}
 	if err != nil {
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			err = errors.New("it ends too early")
+		at := d.InputOffset()
+		var syntax *json.SyntaxError
+		switch {
+		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+			at, err = int64(len(b)), errors.New("it ends too early")
+		case errors.As(err, &syntax):
+			at = syntax.Offset - 1
 		}
-		return nil, fmt.Errorf("%s: %w", l.at(min(d.InputOffset(), int64(len(b)-1))), err)
+		return nil, fmt.Errorf("%s: %w", l.at(max(min(at, int64(len(b)-1)), 0)), err)
 	}
 	return v, nil
 }
