@@ -67,3 +67,6 @@ type Stamp struct {
 
 // Modified is the record's ModifyIndex.
 func (s *Stamp) Modified() Index { return s.ModifyIndex }
+
+// Created is the record's CreateIndex.
+func (s *Stamp) Created() Index { return s.CreateIndex }

@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"reflect"
+	"slices"
 
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/store"
@@ -55,6 +56,11 @@ func (p *plan) put(key string, rec any) {
 		return
 	}
 	p.txn.Puts = append(p.txn.Puts, store.Put{Key: key, Value: value})
+}
+
+// puts reports whether the plan writes a key already.
+func (p *plan) puts(key string) bool {
+	return slices.ContainsFunc(p.txn.Puts, func(put store.Put) bool { return put.Key == key })
 }
 
 // replace makes the plan depend on cur (nil: nothing there) and puts rec in its

@@ -27,14 +27,18 @@ func SitePool6(site string) netip.Prefix {
 }
 
 // planVIP allocates a service's VIP unless it has one. A VIP is never taken back
-// while its service might return: clients may hold on to the address.
+// while its service might return: clients may hold on to the address. The servers'
+// own service gets none, since nobody connects to it.
 func (r *Registry) planVIP(snap *state.Snapshot, p *plan, service model.ServiceName) {
+	if service == model.ConsulService {
+		return
+	}
 	cur, _ := snap.VIP(service)
 	p.read(store.VIPKey(service), cur)
 	if cur != nil {
 		return
 	}
-	vip, err := r.freeVIP(snap, service)
+	vip, err := r.freeVIP(snap, p, service)
 	if err != nil {
 		p.refuse(err)
 		return
@@ -52,7 +56,7 @@ func (r *Registry) planVIP(snap *state.Snapshot, p *plan, service model.ServiceN
 // freeVIP starts at a hash of the name, so that a service most often gets the
 // same VIP again in a cluster built anew, and takes the next free host number.
 // Both families have the same one.
-func (r *Registry) freeVIP(snap *state.Snapshot, service model.ServiceName) (model.VIP, error) {
+func (r *Registry) freeVIP(snap *state.Snapshot, p *plan, service model.ServiceName) (model.VIP, error) {
 	// All zeros and all ones stay out: 255.255.255.255 is the broadcast address.
 	bits := min(hostBits(r.cfg.VIPPool4), 32)
 	if r.cfg.VIPPool6.IsValid() {
@@ -67,12 +71,12 @@ func (r *Registry) freeVIP(snap *state.Snapshot, service model.ServiceName) (mod
 	for i := range count {
 		host := 1 + (start+i)%count
 		vip := model.VIP{Service: service, V4: hostAddr(r.cfg.VIPPool4, host), Stamp: model.Stamp{Owner: model.OwnerServers}}
-		if snap.VIPByAddr(vip.V4) != nil {
+		if snap.VIPByAddr(vip.V4) != nil || p.puts(store.VIPAddrKey(vip.V4)) {
 			continue
 		}
 		if r.cfg.VIPPool6.IsValid() {
 			vip.V6 = hostAddr(r.cfg.VIPPool6, host)
-			if snap.VIPByAddr(vip.V6) != nil {
+			if snap.VIPByAddr(vip.V6) != nil || p.puts(store.VIPAddrKey(vip.V6)) {
 				continue
 			}
 		}
