@@ -14,6 +14,7 @@ import (
 // Bounds of what a check may ask for.
 const (
 	defaultTimeout   = 10 * time.Second
+	programTimeout   = 30 * time.Second
 	defaultInterval  = 10 * time.Second
 	minInterval      = 100 * time.Millisecond // below it a check is load, not a question
 	defaultOutputMax = 4096                   // bytes
@@ -202,13 +203,23 @@ func interval(s model.CheckSpec) time.Duration {
 	return max(s.Interval, minInterval)
 }
 
-// timeout is how long one question may take: never longer than to the next.
+// timeout is how long one question over the network may take: never longer than
+// to the next.
 func timeout(s model.CheckSpec) time.Duration {
 	t := s.Timeout
 	if t <= 0 {
 		t = defaultTimeout
 	}
 	return min(t, interval(s))
+}
+
+// programTime is how long a program may run. One that takes longer than the interval
+// only delays its next run.
+func programTime(s model.CheckSpec) time.Duration {
+	if s.Timeout <= 0 {
+		return programTimeout
+	}
+	return s.Timeout
 }
 
 // outputMax is the most bytes of output that are kept.

@@ -1,6 +1,6 @@
-// Package health finds out the state of a node's checks: it asks HTTP and TCP
-// ports at intervals, counts down TTLs, applies the thresholds and reports every
-// outcome that counts.
+// Package health finds out the state of a node's checks: it asks ports, programs
+// and containers at intervals, counts down TTLs, follows what an alias stands
+// for, applies the thresholds and reports every outcome that counts.
 //
 // Only local uses it. A Runner's methods may be called from any goroutine, also
 // before Run; outcomes reach the Reporter one at a time per check, and none comes
@@ -39,10 +39,31 @@ type Reporter interface {
 	Report(id model.CheckID, status model.Status, output string)
 }
 
+// Targets knows the state of what alias checks stand for.
+type Targets interface {
+	// Target returns the state of what the alias check stands for, a line that
+	// says why, and a channel that is closed when either may have changed. It
+	// must not call the Runner.
+	Target(alias model.CheckSpec) (status model.Status, output string, changed <-chan struct{})
+}
+
+// Config is what checks need beside their definitions.
+type Config struct {
+	Log *slog.Logger
+	// Scripts lets checks run programs, on the host and in containers. Without
+	// it such a check is critical, whoever has set it.
+	Scripts bool
+	// DockerSocket is the path of the container engine's socket; empty means
+	// Docker's own.
+	DockerSocket string
+	// Targets answers for alias checks; without it they are critical.
+	Targets Targets
+}
+
 // Runner runs checks.
 type Runner struct {
 	rep   Reporter
-	log   *slog.Logger
+	cfg   Config
 	probe func(model.CheckSpec) probe // newProbe, but in tests
 
 	mu     sync.Mutex // guards the following
@@ -52,8 +73,14 @@ type Runner struct {
 }
 
 // New returns a runner without checks. It starts nothing.
-func New(rep Reporter, log *slog.Logger) *Runner {
-	return &Runner{rep: rep, log: log, probe: newProbe, checks: map[model.CheckID]*check{}}
+func New(rep Reporter, cfg Config) *Runner {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Runner{
+		rep: rep, cfg: cfg, checks: map[model.CheckID]*check{},
+		probe: func(spec model.CheckSpec) probe { return newProbe(spec, cfg) },
+	}
 }
 
 // Run runs the checks until ctx ends and returns when every goroutine and
@@ -76,11 +103,12 @@ func (r *Runner) Run(ctx context.Context) error {
 }
 
 // Set adds a check or replaces the one of that id. The check's state is initial
-// until the first outcome; HTTP and TCP checks run at once and then at each
-// interval, TTL checks have their whole TTL to go. When a TTL check replaces
-// another, the last words of the old one are kept for the message of expiry.
+// until the first outcome; those that ask do so at once and then at each
+// interval, TTL checks have their whole TTL to go, and a maintenance check stays
+// as it is. When a TTL check replaces another, the last words of the old one are
+// kept for the message of expiry.
 func (r *Runner) Set(spec model.CheckSpec, initial model.Status) {
-	c := newCheck(spec, initial, r.rep, r.log)
+	c := newCheck(spec, initial, r.rep, r.cfg.Log)
 	r.mu.Lock()
 	old := r.checks[spec.ID]
 	r.checks[spec.ID] = c
@@ -136,9 +164,13 @@ func (r *Runner) launch(c *check) {
 	r.loops.Go(func() {
 		defer cancel()
 		defer stop()
-		if c.spec.TTL > 0 {
+		switch c.spec.Type() {
+		case "ttl":
 			c.countDown(ctx)
-		} else {
+		case "alias":
+			c.follow(ctx, r.cfg.Targets)
+		case "maintenance":
+		default:
 			c.poll(ctx, r.probe(c.spec))
 		}
 	})

@@ -79,7 +79,7 @@ func scripted(r *Runner, script ...model.Status) {
 func TestChecksRunAtOnceAndThenEveryInterval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLedger()
-		r := New(l, quietLog)
+		r := New(l, Config{Log: quietLog})
 		scripted(r, model.Passing, model.Critical, model.Critical, model.Passing)
 		r.Set(model.CheckSpec{ID: "c", TCP: "x:1", Interval: 10 * time.Second, FailuresBeforeCritical: 2}, model.Critical)
 		synctest.Wait()
@@ -101,7 +101,7 @@ func TestChecksRunAtOnceAndThenEveryInterval(t *testing.T) {
 func TestAStartingProgramIsAskedSooner(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLedger()
-		r := New(l, quietLog)
+		r := New(l, Config{Log: quietLog})
 		no, yes := model.Critical, model.Passing
 		scripted(r, no, no, no, yes, no, yes)
 		stop := run(t, r)
@@ -113,7 +113,7 @@ func TestAStartingProgramIsAskedSooner(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		l := newLedger()
-		r := New(l, quietLog)
+		r := New(l, Config{Log: quietLog})
 		scripted(r, model.Critical)
 		stop := run(t, r)
 		r.Set(model.CheckSpec{ID: "c", TCP: "x:1", Interval: time.Second}, model.Critical)
@@ -127,7 +127,7 @@ func TestAStartingProgramIsAskedSooner(t *testing.T) {
 func TestSetReplacesAndRemoveEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLedger()
-		r := New(l, quietLog)
+		r := New(l, Config{Log: quietLog})
 		r.probe = func(s model.CheckSpec) probe {
 			return func(context.Context) (model.Status, string) { return model.Passing, s.TCP }
 		}
@@ -149,7 +149,7 @@ func TestSetReplacesAndRemoveEnds(t *testing.T) {
 func TestNoReportAfterRemove(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLedger()
-		r := New(l, quietLog)
+		r := New(l, Config{Log: quietLog})
 		asked, answer := make(chan bool), make(chan bool)
 		r.probe = func(s model.CheckSpec) probe {
 			return func(context.Context) (model.Status, string) {
@@ -191,7 +191,7 @@ func TestRetiredCheckIsSilent(t *testing.T) {
 func TestTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLedger()
-		r := New(l, quietLog)
+		r := New(l, Config{Log: quietLog})
 		ttl := model.CheckSpec{ID: "t", TTL: 10 * time.Second}
 		beat := func(s model.Status, out string) {
 			t.Helper()
@@ -229,7 +229,7 @@ func TestTTL(t *testing.T) {
 
 func TestTTLOutputIsCut(t *testing.T) {
 	l := newLedger()
-	r := New(l, quietLog)
+	r := New(l, Config{Log: quietLog})
 	r.Set(model.CheckSpec{ID: "t", TTL: time.Hour, OutputMaxSize: 4}, "")
 	if err := r.TTL("t", model.Passing, "123456"); err != nil { // also before Run
 		t.Fatal(err)
@@ -241,7 +241,7 @@ func TestTTLOutputIsCut(t *testing.T) {
 }
 
 func TestTTLErrors(t *testing.T) {
-	r := New(newLedger(), quietLog)
+	r := New(newLedger(), Config{Log: quietLog})
 	r.Set(model.CheckSpec{ID: "h", HTTP: "http://127.0.0.1"}, "")
 	if err := r.TTL("h", model.Passing, ""); !errors.Is(err, ErrNotTTL) {
 		t.Errorf("TTL of an HTTP check = %v", err)
@@ -253,7 +253,7 @@ func TestTTLErrors(t *testing.T) {
 
 func TestConcurrentUse(t *testing.T) {
 	l := newLedger()
-	r := New(l, quietLog)
+	r := New(l, Config{Log: quietLog})
 	r.probe = func(model.CheckSpec) probe {
 		return func(context.Context) (model.Status, string) { return model.Passing, "" }
 	}

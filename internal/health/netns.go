@@ -18,25 +18,29 @@ import (
 // loopbacks are what "localhost" and an empty host mean inside a namespace.
 var loopbacks = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 
-// nsDialer returns a dialFunc for TCP from inside the network namespace at path.
-// The namespace is opened anew for each connection: a workload that was
+// nsDialer returns a dialFunc for TCP and UDP from inside the network namespace
+// at path. The namespace is opened anew for each connection: a workload that was
 // restarted has another one under the same path.
 //
 // Addresses must be literal ("localhost" excepted): looking a name up inside the
 // namespace would need its resolv.conf too.
 func nsDialer(path string) dialFunc {
-	return func(ctx context.Context, _, address string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		targets, err := literals(address)
 		if err != nil {
-			return nil, &net.OpError{Op: "dial", Net: "tcp", Err: err}
+			return nil, &net.OpError{Op: "dial", Net: network, Err: err}
 		}
 		var conn net.Conn
 		for _, to := range targets {
-			if conn, err = nsDial(ctx, path, to); err == nil {
+			if conn, err = nsDial(ctx, path, network, to); err == nil {
 				return conn, nil
 			}
 		}
-		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(targets[0]), Err: err}
+		var at net.Addr = net.TCPAddrFromAddrPort(targets[0])
+		if network == "udp" {
+			at = net.UDPAddrFromAddrPort(targets[0])
+		}
+		return nil, &net.OpError{Op: "dial", Net: network, Addr: at, Err: err}
 	}
 }
 
@@ -68,12 +72,12 @@ func literals(address string) ([]netip.AddrPort, error) {
 // namespace it was made in, so only its making happens there, on a thread that
 // nothing else runs on meanwhile; the waiting goes through Go's poller, and a
 // thousand checks that hang hold no thread.
-func nsDial(ctx context.Context, path string, to netip.AddrPort) (net.Conn, error) {
-	fd, err := nsSocket(path, to)
+func nsDial(ctx context.Context, path, network string, to netip.AddrPort) (net.Conn, error) {
+	fd, err := nsSocket(path, network, to)
 	if err != nil {
 		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), "tcp")
+	f := os.NewFile(uintptr(fd), network)
 	defer f.Close() // FileConn works on a duplicate
 	if err := connect(ctx, f, to); err != nil {
 		return nil, err
@@ -81,52 +85,57 @@ func nsDial(ctx context.Context, path string, to netip.AddrPort) (net.Conn, erro
 	return net.FileConn(f)
 }
 
-// nsSocket makes a TCP socket inside the namespace at path.
-func nsSocket(path string, to netip.AddrPort) (int, error) {
-	type result struct {
-		fd  int
-		err error
+// nsSocket makes a socket inside the namespace at path.
+func nsSocket(path, network string, to netip.AddrPort) (fd int, err error) {
+	family, kind := unix.AF_INET, unix.SOCK_STREAM
+	if to.Addr().Is6() {
+		family = unix.AF_INET6
 	}
-	done := make(chan result, 1)
+	if network == "udp" {
+		kind = unix.SOCK_DGRAM
+	}
+	err = nsDo(path, func() (err error) {
+		fd, err = unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		return os.NewSyscallError("socket", err)
+	})
+	return fd, err
+}
+
+// nsDo calls do from inside the namespace at path, on a thread that nothing else
+// runs on meanwhile.
+func nsDo(path string, do func() error) error {
+	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		fd, restored, err := socketIn(path, to)
+		restored, err := nsVisit(path, do)
 		if restored {
 			runtime.UnlockOSThread()
 		}
 		// A thread that could not go home stays locked and dies with the
 		// goroutine: nobody else may run in the wrong namespace.
-		done <- result{fd, err}
+		done <- err
 	}()
-	r := <-done
-	return r.fd, r.err
+	return <-done
 }
 
-// socketIn moves the calling thread into the namespace, makes a socket and moves
-// the thread back; restored says whether that worked.
-func socketIn(path string, to netip.AddrPort) (fd int, restored bool, err error) {
+// nsVisit moves the calling thread into the namespace, calls do and moves the
+// thread back; restored says whether that worked.
+func nsVisit(path string, do func() error) (restored bool, err error) {
 	home, err := netns.Get()
 	if err != nil {
-		return -1, true, fmt.Errorf("find own network namespace: %w", err)
+		return true, fmt.Errorf("find own network namespace: %w", err)
 	}
 	defer home.Close()
 	there, err := netns.GetFromPath(path)
 	if err != nil {
-		return -1, true, fmt.Errorf("open network namespace %s: %w", path, err)
+		return true, fmt.Errorf("open network namespace %s: %w", path, err)
 	}
 	defer there.Close()
 	if err := netns.Set(there); err != nil {
-		return -1, true, fmt.Errorf("enter network namespace %s: %w", path, err)
+		return true, fmt.Errorf("enter network namespace %s: %w", path, err)
 	}
-	family := unix.AF_INET
-	if to.Addr().Is6() {
-		family = unix.AF_INET6
-	}
-	fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
-	if err != nil {
-		err = os.NewSyscallError("socket", err)
-	}
-	return fd, netns.Set(home) == nil, err
+	err = do()
+	return netns.Set(home) == nil, err
 }
 
 // connect connects the non-blocking socket f, waiting until ctx ends.

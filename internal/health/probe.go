@@ -16,33 +16,34 @@ import (
 type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
 // newProbe returns the question that a check asks.
-func newProbe(spec model.CheckSpec) probe {
+func newProbe(spec model.CheckSpec, cfg Config) probe {
 	dial := dialFunc((&net.Dialer{}).DialContext)
 	if spec.NetNS != "" {
 		dial = nsDialer(spec.NetNS)
 	}
-	switch {
-	case spec.HTTP != "":
+	if spec.RunsPrograms() && !cfg.Scripts {
+		return func(context.Context) (model.Status, string) { return model.Critical, scriptsOff }
+	}
+	switch spec.Type() {
+	case "http":
 		return httpProbe(spec, dial)
-	case spec.TCP != "":
+	case "tcp":
 		return tcpProbe(spec, dial)
+	case "udp":
+		return udpProbe(spec, dial)
+	case "grpc":
+		return grpcProbe(spec, dial)
+	case "h2ping":
+		return h2Probe(spec, dial)
+	case "script":
+		return scriptProbe(spec)
+	case "docker":
+		return dockerProbe(spec, cfg.DockerSocket)
+	case "os_service":
+		return unitProbe(spec)
 	}
 	return func(context.Context) (model.Status, string) {
-		return model.Critical, "this check has nothing to ask: neither http, tcp nor ttl is set"
-	}
-}
-
-// tcpProbe asks whether a port takes connections.
-func tcpProbe(spec model.CheckSpec, dial dialFunc) probe {
-	return func(ctx context.Context) (model.Status, string) {
-		ctx, cancel := context.WithTimeout(ctx, timeout(spec))
-		defer cancel()
-		conn, err := dial(ctx, "tcp", spec.TCP)
-		if err != nil {
-			return model.Critical, err.Error()
-		}
-		_ = conn.Close()
-		return model.Passing, fmt.Sprintf("TCP connect %s: Success", spec.TCP)
+		return model.Critical, "this check has nothing to ask: no kind of check is set"
 	}
 }
 
@@ -80,6 +81,16 @@ func httpProbe(spec model.CheckSpec, dial dialFunc) probe {
 	}
 }
 
+// tlsConfig is what a check asks for; without a name of the server it is the
+// host's that is dialled.
+func tlsConfig(spec model.CheckSpec) *tls.Config {
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		ServerName:         spec.TLSServerName,
+		InsecureSkipVerify: spec.TLSSkipVerify,
+	}
+}
+
 // newTransport returns the transport of one question. Its connections are dialled
 // under the question's ctx: net/http lets a dial outlive the request it was for.
 func newTransport(ctx context.Context, spec model.CheckSpec, dial dialFunc) *http.Transport {
@@ -87,13 +98,9 @@ func newTransport(ctx context.Context, spec model.CheckSpec, dial dialFunc) *htt
 		DialContext: func(_ context.Context, network, address string) (net.Conn, error) {
 			return dial(ctx, network, address)
 		},
-		DisableKeepAlives: true,
-		ForceAttemptHTTP2: true,
-		TLSClientConfig: &tls.Config{
-			MinVersion:         tls.VersionTLS12,
-			ServerName:         spec.TLSServerName,
-			InsecureSkipVerify: spec.TLSSkipVerify, //nolint:gosec // what the check asks for
-		},
+		DisableKeepAlives:      true,
+		ForceAttemptHTTP2:      true,
+		TLSClientConfig:        tlsConfig(spec),
 		TLSHandshakeTimeout:    timeout(spec),
 		MaxResponseHeaderBytes: 64 << 10,
 	}

@@ -45,7 +45,7 @@ func server(t *testing.T, start func(http.Handler) *httptest.Server) *httptest.S
 func ask(spec model.CheckSpec) (model.Status, string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	return newProbe(spec)(ctx)
+	return newProbe(spec, Config{Scripts: true})(ctx)
 }
 
 func TestHTTP(t *testing.T) {
@@ -146,7 +146,7 @@ func TestTCP(t *testing.T) {
 		{model.CheckSpec{TCP: closed}, model.Critical, "dial tcp " + closed + ": connect: connection refused"},
 		{model.CheckSpec{TCP: "127.0.0.1"}, model.Critical, "dial tcp: address 127.0.0.1: missing port in address"},
 		{model.CheckSpec{HTTP: "http://" + closed}, model.Critical, fmt.Sprintf(`Get "http://%s": dial tcp %[1]s: connect: connection refused`, closed)},
-		{model.CheckSpec{}, model.Critical, "this check has nothing to ask: neither http, tcp nor ttl is set"},
+		{model.CheckSpec{}, model.Critical, "this check has nothing to ask: no kind of check is set"},
 	}
 	for _, tt := range tests {
 		if status, output := ask(tt.spec); status != tt.status || output != tt.output {
@@ -159,7 +159,7 @@ func TestTCP(t *testing.T) {
 func TestEndWhileAsking(t *testing.T) {
 	s := server(t, httptest.NewServer)
 	l := newLedger()
-	r := New(l, quietLog)
+	r := New(l, Config{Log: quietLog})
 	stop := run(t, r)
 	r.Set(model.CheckSpec{ID: "c", HTTP: s.URL + "/hang", Interval: time.Hour, Timeout: time.Hour}, "")
 	begin := time.Now()
