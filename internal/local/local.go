@@ -143,7 +143,7 @@ func Open(cfg Config, cat Catalog, st *state.State) (*Agent, error) {
 		checks:  map[model.CheckID]*check{},
 		moved:   make(chan struct{}),
 	}
-	a.runner = health.New(reporter{a}, cfg.Log)
+	a.runner = health.New(reporter{a}, health.Config{Log: cfg.Log})
 	regs, err := a.journal.load(me)
 	if err != nil {
 		return nil, err
