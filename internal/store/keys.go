@@ -159,9 +159,6 @@ func LockDelayKey(k string) string { return tableDelay + "/" + k }
 // QueryKey is the key of a model.PreparedQuery.
 func QueryKey(id string) string { return key(tableQuery, id) }
 
-// QueryPrefix begins the keys of all prepared queries.
-func QueryPrefix() string { return prefix(tableQuery) }
-
 // TokenKey is the key of a model.ACLToken.
 func TokenKey(accessor string) string { return key(tableToken, accessor) }
 
@@ -173,6 +170,9 @@ func RoleKey(id string) string { return key(tableRole, id) }
 
 // CARootKey is the key of a model.CARoot.
 func CARootKey(id string) string { return key(tableCARoot, id) }
+
+// CARootPrefix begins the keys of all roots.
+func CARootPrefix() string { return prefix(tableCARoot) }
 
 // CAKeyKey is the key of a root's model.CAKey.
 func CAKeyKey(root string) string { return key(tableCAKey, root) }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -41,7 +42,12 @@ type Config struct {
 	Temp string
 	// Name is the server's, unique in the cluster and the same after a restart.
 	Name string
-	Log  *slog.Logger
+	// Site and Version, the program's, are noted in archives.
+	Site, Version string
+	// VIPPools are where the site's VIPs lie: a VIP outside of them is not
+	// restored. None means that all are.
+	VIPPools []netip.Prefix
+	Log      *slog.Logger
 }
 
 // Store is the replicated log of one server.
@@ -50,15 +56,21 @@ type Store struct {
 	state Applier
 	queue *queue
 	stats counters
+	pins  pins
 	gen   atomic.Pointer[generation]
 	// up closes when running is set, ended when Run has returned.
 	up, ended chan struct{}
 	running   atomic.Pointer[running]
 
+	restoring atomic.Bool   // one Restore at a time
+	litter    chan struct{} // holds one: there may be generations to remove
+
 	compactEvery time.Duration
-	// prepare changes the parts of a running store before they are used; tests
-	// set it.
-	prepare func(*running)
+	// prepare changes the parts of a running store before they are used, and
+	// beforeFlip runs each time that a restored generation is complete; tests
+	// set them.
+	prepare    func(*running)
+	beforeFlip func()
 }
 
 // running is what exists while the store runs.
@@ -67,12 +79,13 @@ type running struct {
 	cli    *clientv3.Client
 	commit *committer
 	follow *follower
+	dir    string // the data directory
 }
 
 // New returns a store that will keep st up to date. It starts nothing.
 func New(cfg Config, st Applier) *Store {
 	return &Store{
-		cfg: cfg, state: st, queue: newQueue(), compactEvery: compactEvery,
+		cfg: cfg, state: st, queue: newQueue(), compactEvery: compactEvery, litter: make(chan struct{}, 1),
 		up: make(chan struct{}), ended: make(chan struct{}),
 	}
 }
@@ -96,7 +109,7 @@ func (s *Store) Run(ctx context.Context, ready func()) (err error) {
 	cli := v3client.New(srv.Server)
 	defer cli.Close()
 
-	r := &running{server: srv, cli: cli}
+	r := &running{server: srv, cli: cli, dir: dir.dir}
 	r.commit = newCommitter(s.queue, cli.KV, s.cfg.Name, &s.gen, &s.stats)
 	r.follow = &follower{cli: cli, state: s.state, log: s.cfg.Log, gen: &s.gen, stats: &s.stats}
 	if s.prepare != nil {
@@ -108,6 +121,9 @@ func (s *Store) Run(ctx context.Context, ready func()) (err error) {
 	if err := r.commit.load(ctx); err != nil {
 		return orStopped(ctx, err)
 	}
+	if err := s.abandon(ctx, cli); err != nil {
+		return orStopped(ctx, err)
+	}
 	s.running.Store(r)
 	defer s.running.Store(nil)
 	close(s.up)
@@ -117,6 +133,7 @@ func (s *Store) Run(ctx context.Context, ready func()) (err error) {
 	g.Go(func() error { return r.commit.loop(ctx) })
 	g.Go(func() error { return r.follow.loop(ctx) })
 	g.Go(func() error { return s.compact(ctx, r) })
+	g.Go(func() error { return s.sweep(ctx, r) })
 	g.Go(func() error { return srv.watchOver(ctx) })
 	return g.Wait()
 }
@@ -192,7 +209,7 @@ func (s *Store) compact(ctx context.Context, r *running) error {
 			return nil
 		case <-tick.C:
 		}
-		if next > done {
+		if next = s.pins.oldest(next); next > done {
 			if _, err := r.cli.Compact(ctx, next); err != nil && ctx.Err() == nil {
 				s.cfg.Log.Warn("compaction failed", "index", next, "error", err)
 			} else {
