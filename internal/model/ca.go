@@ -14,6 +14,9 @@ type CARoot struct {
 	NotAfter    time.Time `json:"not_after"`
 	Active      bool      `json:"active"`
 	RotatedOut  time.Time `json:"rotated_out,omitzero"` // when it stopped being active
+	// Intermediates are PEM certificates that go with every leaf of this root:
+	// this root, signed by the one before it, for those who trust only that yet.
+	Intermediates []string `json:"intermediates,omitempty"`
 	Stamp
 }
 

@@ -51,6 +51,7 @@ type Node struct {
 	Datacenter      string            `json:"dc,omitempty"`
 	TaggedAddresses map[string]string `json:"tagged,omitempty"`
 	Meta            map[string]string `json:"meta,omitempty"`
+	Locality        Locality          `json:"locality,omitzero"`
 	Stamp
 }
 
@@ -177,6 +178,9 @@ type Check struct {
 	Type        string      `json:"type,omitempty"` // see CheckSpec.Type; empty: no agent runs it
 	Interval    string      `json:"interval,omitempty"`
 	Timeout     string      `json:"timeout,omitempty"`
+	// Definition says how to find out the state, for a check that came by the
+	// catalogue API; nil for all others.
+	Definition *CheckDefinition `json:"definition,omitempty"`
 	Stamp
 }
 
@@ -188,7 +192,7 @@ func (c Check) SameButOutput(o Check) bool {
 	return c.Node == o.Node && c.ID == o.ID && c.Name == o.Name && c.Status == o.Status &&
 		c.Notes == o.Notes && c.ServiceID == o.ServiceID && c.ServiceName == o.ServiceName &&
 		slices.Equal(c.ServiceTags, o.ServiceTags) && c.Type == o.Type &&
-		c.Interval == o.Interval && c.Timeout == o.Timeout
+		c.Interval == o.Interval && c.Timeout == o.Timeout && c.Definition.same(o.Definition)
 }
 
 // CheckSpec is what an agent has to do to find out a check's state. Exactly one
