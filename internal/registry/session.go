@@ -249,6 +249,7 @@ func planSessionEnd(snap *state.Snapshot, p *plan, s *model.Session) bool {
 	// Whoever takes a lock depends on the session's record and writes this key, so
 	// no lock taken after the snapshot can be left behind.
 	p.unchanged(store.HoldKey(s.ID), snap.Index())
+	planQueriesEnd(snap, p, s.ID)
 	p.txn.Deletes = append(p.txn.Deletes, store.SessionKey(s.ID), store.HoldKey(s.ID), store.AliveKey(s.ID))
 	return true
 }
