@@ -223,7 +223,7 @@ func TestClientKV(t *testing.T) {
 	if err != nil || !slices.Equal(keys, []string{"app/"}) {
 		t.Fatalf("keys: %v, %v", keys, err)
 	}
-	if _, _, err := kv.Acquire(&api.KVPair{Key: "app/a", Session: "s"}, nil); err == nil || !strings.Contains(err.Error(), "not supported yet") {
+	if _, _, err := kv.Acquire(&api.KVPair{Key: "app/a", Session: "s"}, nil); err == nil || !strings.Contains(err.Error(), "invalid session") {
 		t.Errorf("acquire: %v", err)
 	}
 	if ok, _, err := kv.DeleteCAS(pairs[0], nil); err != nil || !ok {

@@ -24,6 +24,7 @@ import (
 
 	"github.com/fairlead-net/fairlead/internal/acl"
 	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/prepared"
 	"github.com/fairlead-net/fairlead/internal/state"
 )
 
@@ -31,6 +32,7 @@ import (
 const (
 	DefaultConsulVersion  = "1.21.4"
 	DefaultKVMaxValueSize = 512 << 10
+	DefaultTxnMaxReqSize  = 512 << 10
 	DefaultMaxBodySize    = 1 << 20
 )
 
@@ -47,6 +49,12 @@ type Config struct {
 	ClientOnly bool
 	// KVMaxValueSize bounds a value, in bytes; 0 means DefaultKVMaxValueSize.
 	KVMaxValueSize int64
+	// TxnMaxReqSize bounds the body of a transaction, in bytes, unless
+	// KVMaxValueSize is larger; 0 means DefaultTxnMaxReqSize.
+	TxnMaxReqSize int64
+	// SessionTTLMin is the shortest TTL of a session; 0 means
+	// model.DefaultSessionTTLMin.
+	SessionTTLMin time.Duration
 	// DefaultACLPolicy is what tokens may do that no rule speaks of, as clients are
 	// told: "allow" (which empty means) or "deny".
 	DefaultACLPolicy string
@@ -107,11 +115,19 @@ type Deps struct {
 	Cluster Cluster
 	// Authority says what tokens may do; nil means that ACLs are off.
 	Authority Authority
+	// Sessions and Transactor are the registry's, too.
+	Sessions   Sessions
+	Transactor Transactor
+	// Events are the user events of this node.
+	Events Events
+	// Queries are the prepared queries of the registry.
+	Queries Queries
 }
 
 type handler struct {
-	cfg Config
-	log *slog.Logger
+	cfg      Config
+	log      *slog.Logger
+	prepared *prepared.Runner
 	Deps
 }
 
@@ -123,6 +139,12 @@ func New(cfg Config, d Deps) http.Handler {
 	}
 	if cfg.KVMaxValueSize == 0 {
 		cfg.KVMaxValueSize = DefaultKVMaxValueSize
+	}
+	if cfg.TxnMaxReqSize == 0 {
+		cfg.TxnMaxReqSize = DefaultTxnMaxReqSize
+	}
+	if cfg.SessionTTLMin == 0 {
+		cfg.SessionTTLMin = model.DefaultSessionTTLMin
 	}
 	if cfg.MaxBodySize == 0 {
 		cfg.MaxBodySize = DefaultMaxBodySize
@@ -136,7 +158,8 @@ func New(cfg Config, d Deps) http.Handler {
 	if d.Authority == nil {
 		d.Authority = openAuthority{}
 	}
-	return &handler{cfg: cfg, log: cfg.Log, Deps: d}
+	runner := prepared.New(prepared.Config{Node: cfg.Node.Name, Datacenter: cfg.Node.Datacenter, Resolve: d.Authority.Resolve})
+	return &handler{cfg: cfg, log: cfg.Log, prepared: runner, Deps: d}
 }
 
 // call is one request on its way through an endpoint.

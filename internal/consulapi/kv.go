@@ -130,9 +130,6 @@ func (h *handler) kvPut(c *call) (answer, error) {
 	if err := conflict(c, "cas", "acquire", "release"); err != nil {
 		return answer{}, err
 	}
-	if c.has("acquire") || c.has("release") {
-		return answer{}, badRequest("Session-based locks are not supported yet")
-	}
 	kv := model.KV{Key: c.rest}
 	if c.has("flags") {
 		flags, err := strconv.ParseUint(c.params.Get("flags"), 10, 64)
@@ -151,11 +148,33 @@ func (h *handler) kvPut(c *call) (answer, error) {
 	if err := c.require(acl.Key, kv.Key, acl.Write); err != nil {
 		return answer{}, err
 	}
-	ok, _, err := h.Writer.PutKV(c.r.Context(), kv, cas)
+	ok, err := h.writeKV(c, kv, cas)
 	if err != nil {
 		return answer{}, err
 	}
 	return value(ok), nil
+}
+
+// writeKV writes an entry, and takes or releases its lock if asked to.
+func (h *handler) writeKV(c *call, kv model.KV, cas *model.Index) (ok bool, err error) {
+	change := Sessions.LockKV
+	switch {
+	case c.has("acquire"):
+		kv.Session = c.params.Get("acquire")
+	case c.has("release"):
+		kv.Session, change = c.params.Get("release"), Sessions.UnlockKV
+	default:
+		ok, _, err = h.Writer.PutKV(c.r.Context(), kv, cas)
+		return ok, err
+	}
+	if err := h.sessionsHere(c); err != nil {
+		return false, err
+	}
+	if kv.Session == "" {
+		return false, fail(http.StatusInternalServerError, "missing session")
+	}
+	ok, _, err = change(h.Sessions, c.r.Context(), kv)
+	return ok, asConsul(err)
 }
 
 // kvBody reads a value, refusing one over the limit before reading it where its

@@ -25,7 +25,7 @@ func put(path string, e endpoint) route {
 
 // routes is everything that is served; each area lists its own beside its
 // endpoints.
-var routes = slices.Concat(agentRoutes, catalogRoutes, healthRoutes, kvRoutes, statusRoutes)
+var routes = slices.Concat(agentRoutes, catalogRoutes, healthRoutes, kvRoutes, statusRoutes, sessionRoutes, txnRoutes, eventRoutes, queryRoutes)
 
 // match finds the route with the longest prefix of path, and what follows it.
 func match(path string) (rt route, rest string, ok bool) {
@@ -43,6 +43,9 @@ func match(path string) (rt route, rest string, ok bool) {
 // allow is the value of the Allow header.
 func (r route) allow() string {
 	order := []string{http.MethodGet, http.MethodPut, http.MethodDelete}
+	if r.methods[http.MethodPut] == nil { // beside PUT, POST is our own leniency
+		order = slices.Insert(order, 1, http.MethodPost)
+	}
 	order = slices.DeleteFunc(order, func(m string) bool { return r.methods[m] == nil })
 	return strings.Join(append([]string{http.MethodOptions}, order...), ",")
 }

@@ -32,6 +32,7 @@ type world struct {
 	listed  int    // how often all checks were listed
 	fail    error  // of every write
 	warning string // of every registration
+	events  fakeEvents
 }
 
 func newWorld() *world {
@@ -61,7 +62,9 @@ func (w *world) handler(change ...func(*consulapi.Config)) http.Handler {
 	for _, f := range change {
 		f(&cfg)
 	}
-	return consulapi.New(cfg, consulapi.Deps{Reader: w.st, Agent: w, Writer: w, Cluster: w})
+	return consulapi.New(cfg, consulapi.Deps{
+		Reader: w.st, Agent: w, Writer: w, Cluster: w, Sessions: w, Transactor: w, Events: &w.events, Queries: w,
+	})
 }
 
 // put applies one change at the next revision, stamped as etcd would.
@@ -88,6 +91,10 @@ func (w *world) putLocked(key string, c state.Change) model.Index {
 		stamp(&c.Check.Stamp)
 	case c.KV != nil:
 		stamp(&c.KV.Stamp)
+	case c.Session != nil:
+		stamp(&c.Session.Stamp)
+	case c.Query != nil:
+		stamp(&c.Query.Stamp)
 	}
 	w.st.Apply(w.rev, []state.Change{c})
 	return w.rev
@@ -250,6 +257,8 @@ func (w *world) setUp(words string) {
 	switch cmd, rest, _ := strings.Cut(words, " "); cmd {
 	case "no-leader":
 		w.leader = ""
+	case "queries":
+		w.seedQueriesLocked()
 	case "leader":
 		w.leader = "10.0.0.1:8300"
 	case "fail":
