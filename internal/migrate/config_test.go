@@ -52,7 +52,7 @@ func TestFromConsul(t *testing.T) {
 
 func TestFromConsulRefuses(t *testing.T) {
 	for _, c := range []struct{ name, content, want string }{
-		{"a.hcl", "node_nmae = \"a\"", `a.hcl:1: unknown key "node_nmae"; did you mean "node_name"?`},
+		{"a.hcl", "nod_name = \"a\"", `a.hcl:1: unknown key "nod_name"; did you mean "node_name"?`},
 		{"a.json", "{\n  \"acl\": {\n    \"enable\": true\n  }\n}", `a.json:3: unknown key "acl.enable"; did you mean "enabled"?`},
 		{"a.hcl", "frobnicate = 1", `a.hcl:1: unknown key "frobnicate"`},
 		{"a.hcl", "acl = true", "a.hcl:1: acl: want a block, not true"},

@@ -82,7 +82,7 @@ services:
 
 func TestDefinitionsRefuse(t *testing.T) {
 	for _, c := range []struct{ name, content, want string }{
-		{"a.json", "{\n\"service\": {\n\"nmae\": \"web\"}}", `a.json:2: service number 1: json: unknown field "nmae"`},
+		{"a.json", "{\n\"service\": {\n\"nome\": \"web\"}}", `a.json:2: service number 1: json: unknown field "nome"`},
 		{"a.hcl", "\nservice {\n name = \"web\"\n check { http = \"nowhere\" interval = \"1s\" }\n}", `a.hcl:2: service "web": Invalid check: HTTP must be a URL`},
 		{"a.hcl", "check { name = \"x\" }", `a.hcl:1: check "x": Invalid check: TTL must be > 0`},
 		{"a.yml", "services:\n  - name: a\n  - name: a\n", `a.yml:3: the service id "a" is also in a.yml:2`},
