@@ -24,27 +24,23 @@ func (r *Registry) RegisterNode(ctx context.Context, n model.Node) (model.Index,
 	return r.write(ctx, what, func(snap *state.Snapshot, p *plan) {
 		cur, _ := snap.Node(n.Name)
 		if p.replace(store.NodeKey(n.Name), cur, &n) && cur != nil {
-			p.refuse(mayReplaceNode(cur, &n, func() *model.Check {
-				alive, _ := snap.Check(n.Name, model.SerfHealth)
-				p.read(store.CheckKey(n.Name, model.SerfHealth), alive)
-				return alive
-			}))
+			p.refuse(mayReplaceNode(snap, p, cur, &n))
 		}
 	})
 }
 
-// mayReplaceNode says why n cannot take the place of cur; health reads the check
-// that says whether cur is alive.
-func mayReplaceNode(cur, n *model.Node, health func() *model.Check) error {
+func mayReplaceNode(snap *state.Snapshot, p *plan, cur, n *model.Node) error {
 	if cur.Owner != n.Owner && cur.Owner != model.OwnerExternal {
 		return notOwned(fmt.Sprintf("node %q", n.Name), cur.Owner, n.Owner)
 	}
 	if cur.ID == "" || n.ID == "" || cur.ID == n.ID {
 		return nil
 	}
-	if alive := health(); alive == nil || alive.Status != model.Passing {
+	alive, _ := snap.Check(n.Name, model.SerfHealth)
+	if alive == nil || alive.Status != model.Passing {
 		return nil
 	}
+	p.read(store.CheckKey(n.Name, model.SerfHealth), alive)
 	return fmt.Errorf("%w: %q is the living node %s, not %s; choose another --node-name", ErrNodeNameTaken, n.Name, cur.ID, n.ID)
 }
 

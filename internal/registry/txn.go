@@ -22,8 +22,8 @@ var errOperations = errors.New("some operations failed")
 //
 // What was read is compared when it is committed, so that the outcome is that of
 // the operations run at one instant. Whoever deletes an entry and writes it again
-// in one transaction keeps its CreateIndex. Catalogue entries belong to
-// model.OwnerExternal unless the operation names another owner.
+// in one transaction keeps its CreateIndex. In the catalogue the rules are those of
+// RegisterExternal.
 func (r *Registry) Transact(ctx context.Context, ops []model.TxnOp) ([]model.TxnResult, []model.TxnError, model.Index, error) {
 	var t *overlay
 	if !slices.ContainsFunc(ops, writesOp) {
@@ -119,8 +119,7 @@ func (t *overlay) check(op int, err error) {
 	}
 }
 
-// admit finds what Consul refuses before it begins. It also fills in what the
-// operation left out.
+// admit finds what Consul refuses before it begins.
 func (t *overlay) admit(op *model.TxnOp) error {
 	switch {
 	case op.KV != nil:

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/fairlead-net/fairlead/internal/model"
@@ -155,21 +156,28 @@ func (t *overlay) instanceChecks(n model.NodeName, id model.ServiceID) []*model.
 	return list
 }
 
+// setNode follows RegisterExternal: the record of an agent's own node stays as
+// the agent keeps it.
 func (t *overlay) setNode(n *model.Node) error {
 	if err := validateNode(n); err != nil {
 		return err
 	}
-	if n.Owner == "" {
-		n.Owner = model.OwnerExternal
-	}
+	n.Owner = model.OwnerExternal
 	cur := t.node(n.Name)
-	if cur != nil && t.p.same(cur, n) {
-		t.results = append(t.results, model.TxnResult{Node: cur})
-		return nil
-	}
 	if cur != nil {
-		err := mayReplaceNode(cur, n, func() *model.Check { return t.checkOf(n.Name, model.SerfHealth) })
-		if err != nil {
+		if n.ID == "" {
+			n.ID = cur.ID
+		}
+		if err := reserved(t.snap, t.p, cur, n.ID); err != nil {
+			return err
+		}
+		if cur.Owner != model.OwnerExternal || t.p.same(cur, n) {
+			t.results = append(t.results, model.TxnResult{Node: cur})
+			return nil
+		}
+	}
+	if n.ID != "" && (cur == nil || cur.ID != n.ID) {
+		if err := t.rename(n); err != nil {
 			return err
 		}
 	}
@@ -177,6 +185,20 @@ func (t *overlay) setNode(n *model.Node) error {
 	n.Stamp = restamp(n.Owner, snap)
 	t.nodes[store.NodeKey(n.Name)] = n
 	t.results = append(t.results, model.TxnResult{Node: n})
+	return nil
+}
+
+// rename removes the node that has had the id of n under another name.
+func (t *overlay) rename(n *model.Node) error {
+	old := t.nodeByID(n.ID)
+	t.since(store.NodePrefix())
+	switch {
+	case old == nil || old.Name == n.Name:
+	case old.Owner != model.OwnerExternal:
+		return external(ErrOwner, "failed inserting node: Error while renaming Node ID: %q (%s): it is the id of the agent at %s", n.ID, n.Address, old.Name)
+	default:
+		t.deleteNode(old.Name)
+	}
 	return nil
 }
 
@@ -197,21 +219,27 @@ func (t *overlay) deleteNode(n model.NodeName) {
 	t.drop(store.CheckPrefix(n), checks)
 }
 
-// setInstance registers an instance. Unlike Register it leaves the instance's
+// setInstance registers an instance; one of an agent's stays the agent's, who may
+// set it right. Unlike Register it leaves the instance's
 // checks alone: they have operations of their own.
 func (t *overlay) setInstance(i *model.Instance) error {
 	if err := validateInstance(i); err != nil {
 		return err
 	}
-	if i.Owner == "" {
-		i.Owner = model.OwnerExternal
-	}
 	if t.node(i.Node) == nil {
 		return errMissingNode
 	}
+	i.Owner = model.OwnerExternal
 	cur := t.instance(i.Node, i.ID)
-	if cur != nil && cur.Owner != i.Owner {
-		return notOwned("service "+string(i.ID), cur.Owner, i.Owner)
+	if cur != nil {
+		if cur.Owner == model.OwnerServers {
+			return notOwned(fmt.Sprintf("service %q", i.ID), cur.Owner, i.Owner)
+		}
+		i.Owner = cur.Owner
+		if cur.Address == i.Address && cur.Port == i.Port {
+			// Where the workload behind it is does not change with its tags.
+			i.Endpoint, i.Places = cur.Endpoint, cur.Places
+		}
 	}
 	if cur != nil && t.p.same(cur, i) {
 		t.results = append(t.results, model.TxnResult{Instance: cur})
@@ -241,6 +269,9 @@ func (t *overlay) deleteInstance(n model.NodeName, id model.ServiceID) {
 }
 
 func (t *overlay) setCheck(c *model.Check) error {
+	if c.Type == "" {
+		c.Type = c.Definition.Type()
+	}
 	completeCheck(c, nil)
 	if err := validateCheck(c); err != nil {
 		return err
@@ -248,21 +279,20 @@ func (t *overlay) setCheck(c *model.Check) error {
 	if t.node(c.Node) == nil {
 		return errMissingNode
 	}
-	owner := model.OwnerExternal
+	c.Owner = model.OwnerExternal
 	if c.ServiceID != "" {
 		i := t.instance(c.Node, c.ServiceID)
 		if i == nil {
 			return errMissingService
 		}
 		completeCheck(c, i)
-		owner = i.Owner
-	}
-	if c.Owner == "" {
-		c.Owner = owner
 	}
 	cur := t.checkOf(c.Node, c.ID)
-	if cur != nil && cur.Owner != c.Owner {
-		return notOwned("check "+string(c.ID), cur.Owner, c.Owner)
+	if cur != nil {
+		if cur.Owner == model.OwnerServers {
+			return notOwned(fmt.Sprintf("check %q", c.ID), cur.Owner, c.Owner)
+		}
+		c.Owner = cur.Owner
 	}
 	t.results = append(t.results, model.TxnResult{Check: t.writeCheck(cur, c)})
 	return nil

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/state"
@@ -88,6 +89,26 @@ func TestEveryRecordComesBack(t *testing.T) {
 			state.Change{Lease: &model.AddressLease{Network: "net", Addr: v6, Endpoint: "e", Stamp: stamp}}},
 		"kv": {KVKey("a/b"), model.KV{Key: "a/b", Value: []byte{0, 1, 255}, Flags: 1 << 63, Stamp: stamp},
 			state.Change{KV: &model.KV{Key: "a/b", Value: []byte{0, 1, 255}, Flags: 1 << 63, ValueModified: 9, Stamp: stamp}}},
+		"session": {SessionKey("s"), model.Session{ID: "s", Node: "n1", Behavior: model.SessionDelete, TTL: time.Minute, TTLText: "60s", NodeChecks: []model.CheckID{"a"}, ServiceChecks: []model.SessionService{{ID: "b"}}, Stamp: stamp},
+			state.Change{Session: &model.Session{ID: "s", Node: "n1", Behavior: model.SessionDelete, TTL: time.Minute, TTLText: "60s", NodeChecks: []model.CheckID{"a"}, ServiceChecks: []model.SessionService{{ID: "b"}}, Stamp: stamp}}},
+		"alive": {AliveKey("s"), model.Alive{Session: "s", Lease: 1 << 62, Stamp: stamp},
+			state.Change{Alive: &model.Alive{Session: "s", Lease: 1 << 62, Stamp: stamp}}},
+		"lock delay": {LockDelayKey("a/b"), model.LockDelay{Key: "a/b", Delay: time.Second, Stamp: stamp},
+			state.Change{LockDelay: &model.LockDelay{Key: "a/b", Delay: time.Second, Stamp: stamp}}},
+		"query": {QueryKey("q"), model.PreparedQuery{ID: "q", Service: model.QueryService{Service: "web"}, Stamp: stamp},
+			state.Change{Query: &model.PreparedQuery{ID: "q", Service: model.QueryService{Service: "web"}, Stamp: stamp}}},
+		"token": {TokenKey("t"), model.ACLToken{AccessorID: "t", SecretID: "x", Policies: []model.ACLLink{{ID: "p"}}, Stamp: stamp},
+			state.Change{Token: &model.ACLToken{AccessorID: "t", SecretID: "x", Policies: []model.ACLLink{{ID: "p"}}, Stamp: stamp}}},
+		"policy": {PolicyKey("p"), model.ACLPolicy{ID: "p", Rules: "{}", Stamp: stamp},
+			state.Change{Policy: &model.ACLPolicy{ID: "p", Rules: "{}", Stamp: stamp}}},
+		"role": {RoleKey("r"), model.ACLRole{ID: "r", Name: "role", Stamp: stamp},
+			state.Change{Role: &model.ACLRole{ID: "r", Name: "role", Stamp: stamp}}},
+		"root": {CARootKey("c"), model.CARoot{ID: "c", Stamp: stamp},
+			state.Change{CARoot: &model.CARoot{ID: "c", Stamp: stamp}}},
+		"key of a root": {CAKeyKey("c"), model.CAKey{Root: "c", Stamp: stamp},
+			state.Change{CAKey: &model.CAKey{Root: "c", Stamp: stamp}}},
+		"setting": {SettingKey("s"), model.Setting{Name: "s", Value: "1", Stamp: stamp},
+			state.Change{Setting: &model.Setting{Name: "s", Value: "1", Stamp: stamp}}},
 		"empty kv": {KVKey(""), model.KV{Stamp: stamp},
 			state.Change{KV: &model.KV{Value: []byte{}, ValueModified: 9, Stamp: stamp}}},
 	}
@@ -97,7 +118,14 @@ func TestEveryRecordComesBack(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			begin := time.Now()
 			got, ok, err := Decode(tt.key, b, 3, 9)
+			if d := got.LockDelay; d != nil {
+				if d.Seen.Before(begin) {
+					t.Errorf("a delay that counts from %v, before it was read", d.Seen)
+				}
+				d.Seen = time.Time{}
+			}
 			if err != nil || !ok || !reflect.DeepEqual(got, tt.want) {
 				t.Errorf("got %+v, %v, %v", got, ok, err)
 			}
@@ -118,7 +146,7 @@ func TestWhatStateDoesNotSee(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, k := range []string{VIPAddrKey(netip.MustParseAddr("240.0.0.1")), NameKey("net", "A"), KVLockKey("x"), "later/a/b/c"} {
+	for _, k := range []string{VIPAddrKey(netip.MustParseAddr("240.0.0.1")), NameKey("net", "A"), KVLockKey("x"), HoldKey("s"), UniqueKey("kind", "A/b"), "later/a/b/c"} {
 		if _, ok, err := Decode(k, text, 1, 1); ok || err != nil {
 			t.Errorf("Decode(%q) = %v, %v", k, ok, err)
 		}

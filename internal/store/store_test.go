@@ -71,6 +71,7 @@ func TestBadTransactions(t *testing.T) {
 		"put twice":            {Txn{Puts: []Put{putKV("a", "1"), putKV("a", "2")}}, ErrInvalidTxn},
 		"put and deleted":      {Txn{Puts: []Put{putKV("a", "1")}, Deletes: []string{KVKey("a")}}, ErrInvalidTxn},
 		"put in deleted range": {Txn{Puts: []Put{putKV("a", "1")}, DeletePrefixes: []string{KVPrefix("")}}, ErrInvalidTxn},
+		"mark without a lease": {Txn{Puts: []Put{{AliveKey("s"), nil}}}, ErrInvalidTxn},
 		"no key":               {Txn{Puts: []Put{{}}}, ErrInvalidTxn},
 		"everything deleted":   {Txn{DeletePrefixes: []string{""}}, ErrInvalidTxn},
 		"compare of nothing":   {Txn{Compares: []Compare{{}}}, ErrInvalidTxn},
