@@ -17,7 +17,7 @@ import (
 type Transactor interface {
 	// Transact does all operations, in order, or none: then it says which failed
 	// and why. An error says that the outcome of the whole is not known, or that
-	// nothing was done.
+	// nothing was done. What only reads is answered from the newest snapshot.
 	Transact(ctx context.Context, ops []model.TxnOp) ([]model.TxnResult, []model.TxnError, model.Index, error)
 }
 
@@ -173,8 +173,8 @@ func (h *handler) txnWrite(c *call, ops []model.TxnOp) (answer, error) {
 	return txnAnswer(out, len(failed) > 0), nil
 }
 
-// txnRead answers a transaction that only reads from a snapshot, as any read: it
-// takes no leader if a stale answer will do.
+// txnRead answers a transaction that only reads, like any read: it takes a leader
+// only if the answer must be consistent.
 func (h *handler) txnRead(c *call, ops []model.TxnOp) (answer, error) {
 	o, err := parseOptions(c)
 	if err != nil {
@@ -188,7 +188,9 @@ func (h *handler) txnRead(c *call, ops []model.TxnOp) (answer, error) {
 	failed := h.vetTxn(c, ops)
 	var results []model.TxnResult
 	if len(failed) == 0 {
-		results, failed = readTxn(h.Reader.Snapshot(), ops)
+		if results, failed, _, err = h.Transactor.Transact(c.r.Context(), ops); err != nil {
+			return answer{}, err
+		}
 	}
 	out, err := h.txnOutcome(c, results, failed)
 	if err != nil {

@@ -3,6 +3,7 @@ package consulapi_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -105,12 +106,15 @@ func (w *world) UnlockKV(_ context.Context, kv model.KV) (bool, model.Index, err
 	return true, w.putLocked("kv/"+kv.Key, state.Change{KV: &kv}), nil
 }
 
-// Transact knows set, get and delete of keys, and set of a node, an instance and
-// a check; anything else fails.
+// Transact knows set, get and delete of keys, and set and get of a node, an
+// instance and a check. What is said of keys below no/ fails.
 func (w *world) Transact(_ context.Context, ops []model.TxnOp) ([]model.TxnResult, []model.TxnError, model.Index, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.fail != nil {
+	writes := slices.ContainsFunc(ops, func(op model.TxnOp) bool {
+		return op.KV != nil && op.KV.Verb != "get" || op.Node != nil && op.Node.Verb != "get"
+	})
+	if w.fail != nil && writes {
 		return nil, nil, 0, w.fail
 	}
 	for i, op := range ops {
@@ -133,6 +137,9 @@ func (w *world) Transact(_ context.Context, ops []model.TxnOp) ([]model.TxnResul
 			bare := kv
 			bare.Value = nil
 			out = append(out, model.TxnResult{KV: &bare})
+		case op.Node != nil && op.Node.Verb == "get":
+			n, _ := w.st.Snapshot().Node(op.Node.Node.Name)
+			out = append(out, model.TxnResult{Node: n})
 		case op.Node != nil:
 			n := op.Node.Node
 			w.putLocked("node/"+string(n.Name), state.Change{Node: &n})
