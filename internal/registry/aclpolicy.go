@@ -336,7 +336,7 @@ func serviceIdentities(on string, in []model.ServiceIdentity, local bool) ([]mod
 		case len(out[i].Datacenters) == 0 || len(s.Datacenters) == 0:
 			out[i].Datacenters = nil // everywhere
 		default:
-			all := append(out[i].Datacenters, s.Datacenters...)
+			all := slices.Concat(out[i].Datacenters, s.Datacenters)
 			slices.Sort(all)
 			out[i].Datacenters = slices.Compact(all)
 		}

@@ -57,6 +57,9 @@ type Config struct {
 	// SessionTTLMin is the shortest TTL of a session; 0 means
 	// model.DefaultSessionTTLMin.
 	SessionTTLMin time.Duration
+	// ACLResetFile is the file that allows a second ACL bootstrap when it holds
+	// the index that the refusal of one names; empty for none. It is removed then.
+	ACLResetFile string
 	// Log may be nil.
 	Log *slog.Logger
 }
