@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build setup test race check lint generate demo bench clean help
+.PHONY: build setup clients test race check lint generate demo bench clean help
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOLANGCI_LINT_VERSION := v2.15.0
@@ -28,7 +28,10 @@ build: ## build bin/fairlead, one static file
 setup: ## install the missing Debian packages (as root; else print the command)
 	@scripts/setup.sh
 
-test: setup ## run all tests
+clients: setup ## bring the programs that tests run as clients (bin/clients)
+	@scripts/clients.sh
+
+test: clients ## run all tests
 	@mkdir -p bin
 	@scripts/leakcheck before bin/before-test
 	@failed=0; \
@@ -36,7 +39,7 @@ test: setup ## run all tests
 	scripts/leakcheck after bin/before-test || failed=1; \
 	exit $$failed
 
-race: setup ## run all tests with the race detector (needs a C compiler)
+race: clients ## run all tests with the race detector (needs a C compiler)
 	CGO_ENABLED=1 go test -race -timeout=20m $(PACKAGES)
 
 check: setup lint ## everything that must hold before a commit: form, linters, generated code, tests

@@ -3,7 +3,7 @@
 # Elsewhere it prints what to do, and fails.
 set -euo pipefail
 
-# Each line: what must be there (a command, a file, or a Python module), and the Debian package that brings it.
+# Each line: what must be there (a command, a file, a library, or a Python module), and the Debian package that brings it.
 needs='
 command nft              nftables
 command ip               iproute2
@@ -21,6 +21,10 @@ command curl             curl
 command nsenter          util-linux
 command sysctl           procps
 command ping             iputils-ping
+command node             nodejs
+command npm              npm
+library liblua5.3.so.0               liblua5.3-0
+library libopentracing-c-wrapper.so.0 libopentracing-c-wrapper0
 file /usr/lib/cni/bridge containernetworking-plugins
 '
 
@@ -30,6 +34,7 @@ there() {
 	case $1 in
 	command) command -v "$2" >/dev/null ;;
 	file) test -e "$2" ;;
+	library) ldconfig -p | grep -F "$2 " >/dev/null ;;
 	python) /usr/bin/python3 -c "import $2" 2>/dev/null ;;
 	esac
 }

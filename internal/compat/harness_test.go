@@ -130,6 +130,17 @@ func freePort(t testing.TB) string {
 	return ""
 }
 
+func listenLoopback(t testing.TB) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func portOf(a net.Addr) int { return a.(*net.TCPAddr).Port }
+
 // restart ends the agent and starts it again on the same data; not for one with dev=true.
 func (a *agent) restart() *agent {
 	a.t.Helper()

@@ -17,12 +17,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/fairlead-net/fairlead/api"
-	"github.com/fairlead-net/fairlead/internal/consulapi"
-	"github.com/fairlead-net/fairlead/internal/datapath"
+	"github.com/fairlead-net/fairlead/internal/acl"
 	"github.com/fairlead-net/fairlead/internal/dns"
+	"github.com/fairlead-net/fairlead/internal/event"
 	"github.com/fairlead-net/fairlead/internal/local"
 	"github.com/fairlead-net/fairlead/internal/model"
-	"github.com/fairlead-net/fairlead/internal/nativeapi"
 	"github.com/fairlead-net/fairlead/internal/registry"
 	"github.com/fairlead-net/fairlead/internal/state"
 	"github.com/fairlead-net/fairlead/internal/store"
@@ -40,6 +39,8 @@ type Agent struct {
 	store    *store.Store
 	registry *registry.Registry
 	local    *local.Agent
+	tokens   *acl.Resolver // nil without ACLs
+	events   *event.Log
 	dns      *dns.Server
 	plane    *plane // nil with RegistryOnly
 	metrics  *prometheus.Registry
@@ -106,9 +107,18 @@ func (a *Agent) assemble() error {
 		a.closers = append(a.closers, func() error { return removeTemporary(a.cfg.RunDir) })
 	}
 	a.store = store.New(store.Config{Dir: a.dataDir(), Temp: temporary, Name: a.cfg.NodeName, Log: a.log}, a.state)
-	a.registry = registry.New(a.store, a.state, registry.Config{Node: a.self.Name, VIPPool4: pools[0], VIPPool6: pools[1], Log: a.log})
+	a.registry = registry.New(a.store, a.state, registry.Config{
+		Node: a.self.Name, VIPPool4: pools[0], VIPPool6: pools[1], SessionTTLMin: a.cfg.SessionTTLMin, Log: a.log,
+	})
 	if a.local, err = local.Open(local.Config{Dir: a.dataDir(), Node: a.self, Log: a.log}, a.registry, a.state); err != nil {
 		return err
+	}
+	a.events = event.New(a.self.Name, a.local.Services)
+	if a.cfg.ACL {
+		a.tokens = acl.NewResolver(acl.Config{
+			Source: func() acl.Source { return a.state.Snapshot().ACLs() }, Datacenter: a.cfg.Site, DefaultAllow: a.cfg.ACLDefaultPolicy == "allow",
+			DefaultToken: a.cfg.ACLDefaultToken, AgentToken: a.cfg.ACLAgentToken, DNSToken: a.cfg.ACLDNSToken,
+		})
 	}
 	a.dns = dns.New(dns.Config{Addr: a.cfg.DNSAddr, Node: a.self.Name, Site: a.cfg.Site, ResolvConf: a.cfg.ResolvConf, Log: a.log}, a.state)
 	if !a.cfg.RegistryOnly {
@@ -160,6 +170,14 @@ func (a *Agent) presence(ctx context.Context, ready func()) error {
 		Output: "Agent alive and reachable", Stamp: model.Stamp{Owner: model.OwnerServers},
 	}); err != nil {
 		return fmt.Errorf("record this node's health: %w", err)
+	}
+	if _, err := a.registry.PutServerService(ctx, self.Name, nil); err != nil {
+		return fmt.Errorf("record this server: %w", err)
+	}
+	if a.cfg.ACL && a.cfg.ACLInitialManagementToken != "" {
+		if err := a.registry.InitialManagement(ctx, a.cfg.ACLInitialManagementToken); err != nil {
+			return fmt.Errorf("acl-initial-management-token: %w", err)
+		}
 	}
 	ready()
 	<-ctx.Done()
@@ -241,36 +259,6 @@ func (a *Agent) problems(ctx context.Context) []string {
 		all = append(all, fmt.Sprintf("service %s is refused by the catalogue: %s", id, why))
 	}
 	return all
-}
-
-// handler is everything the agent answers over HTTP.
-func (a *Agent) handler() http.Handler {
-	mux := http.NewServeMux()
-	consul := consulapi.New(consulapi.Config{Node: a.self, Version: a.version, Log: a.log}, consulapi.Deps{
-		Reader: a.state, Agent: a.local, Writer: a.registry, Cluster: cluster{a.store, a.cfg.Advertise + ":" + leaderPort},
-	})
-	own := nativeapi.Config{State: a.state, Status: a.status, Classify: httpStatus, Log: a.log}
-	if p := a.plane; p != nil {
-		own.Networks, own.Workloads, own.Host = p.endpoints, p.workloads, p.host
-		own.Datapath = func() (string, error) { return datapath.Dump(p.maps) }
-	}
-	native := nativeapi.New(own)
-	mux.Handle("GET /healthz", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write([]byte("ok\n")) // a caller that went away is not our error
-	}))
-	mux.Handle("GET /readyz", http.HandlerFunc(a.readyz))
-	mux.Handle("GET /metrics", a.metricsHandler())
-	// The Consul API takes its paths raw: a KV key may hold "//".
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case underPrefix(r.URL.Path, api.Prefix):
-			native.ServeHTTP(w, r)
-		case r.URL.Path == "/healthz" || r.URL.Path == "/readyz" || r.URL.Path == "/metrics":
-			mux.ServeHTTP(w, r)
-		default:
-			consul.ServeHTTP(w, r)
-		}
-	})
 }
 
 // readyz says whether this agent can be relied on: everything has started and
