@@ -284,6 +284,7 @@ func TestTokens(t *testing.T) {
 		{"", "", "", "", ""},
 		{"", "", "", "b", "b"},
 		{"", "", "Bearer a", "b", "a"},
+		{"", "", "bearer  a", "b", "a"},
 		{"", "", "Basic a", "b", "b"},
 		{"", "h", "Bearer a", "b", "h"},
 		{"q", "h", "Bearer a", "b", "q"},

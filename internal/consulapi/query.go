@@ -1,9 +1,11 @@
 package consulapi
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,6 +34,18 @@ type options struct {
 	stale      bool
 	consistent bool
 	cached     bool
+	// leader asks for what is the default, but not for an answer while there is
+	// no leader; maxStale does so once the last contact is longer ago.
+	leader   bool
+	maxStale time.Duration
+	// revalidate asks for an answer that comes from no cache.
+	revalidate bool
+}
+
+// Contact is what a Cluster may know besides: for how long this node has not
+// heard of a leader, 0 while it does.
+type Contact interface {
+	LastContact() time.Duration
 }
 
 // read is one query's look at a snapshot: what it answers, and the marks of
@@ -57,7 +71,7 @@ func checkTenancy(c *call) error {
 }
 
 func (h *handler) checkDatacenter(c *call) error {
-	dc := c.params.Get("dc")
+	dc := cmp.Or(c.params.Get("dc"), c.params.Get("datacenter"))
 	if dc == "" || strings.EqualFold(dc, h.cfg.Node.Datacenter) {
 		return nil
 	}
@@ -65,20 +79,7 @@ func (h *handler) checkDatacenter(c *call) error {
 }
 
 func parseOptions(c *call) (options, error) {
-	o := options{wait: defaultWait, stale: c.has("stale"), consistent: c.has("consistent"), cached: c.has("cached")}
-	if s := c.params.Get("max_stale"); s != "" {
-		d, err := time.ParseDuration(s)
-		if err != nil {
-			return o, badRequest("Invalid max_stale value %q", s)
-		}
-		o.stale = o.stale || d > 0
-	}
-	if o.stale && o.consistent {
-		return o, badRequest("Cannot specify ?stale with ?consistent, conflicting semantics.")
-	}
-	if o.cached && o.consistent {
-		return o, badRequest("Cannot specify ?cached with ?consistent, conflicting semantics.")
-	}
+	o := options{wait: defaultWait}
 	if s := c.params.Get("wait"); s != "" {
 		d, err := time.ParseDuration(s)
 		if err != nil {
@@ -95,7 +96,57 @@ func parseOptions(c *call) (options, error) {
 		}
 		o.index = model.Index(i)
 	}
-	return o, nil
+	if err := o.parseCacheControl(c.r.Header.Get("Cache-Control")); err != nil {
+		return o, err
+	}
+	return o, o.parseConsistency(c)
+}
+
+// cacheable are the paths whose answers Consul's agents cache on request.
+var cacheable = []string{
+	"/v1/catalog/services", "/v1/catalog/service/", "/v1/catalog/connect/", "/v1/health/service/", "/v1/health/connect/",
+	"/v1/health/ingress/", "/v1/query/",
+}
+
+func (o *options) parseConsistency(c *call) error {
+	o.stale, o.consistent, o.leader, o.cached = c.has("stale"), c.has("consistent"), c.has("leader"), c.has("cached")
+	if s := c.params.Get("max_stale"); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			return badRequest("Invalid max_stale value %q", s)
+		}
+		if d > 0 {
+			o.stale, o.maxStale = true, d
+		}
+	}
+	if o.stale && o.consistent {
+		return badRequest("Cannot specify ?stale with ?consistent, conflicting semantics.")
+	}
+	if o.cached && o.consistent {
+		return badRequest("Cannot specify ?cached with ?consistent, conflicting semantics.")
+	}
+	o.cached = o.cached && slices.ContainsFunc(cacheable, func(p string) bool { return strings.HasPrefix(c.r.URL.Path, p) })
+	return nil
+}
+
+// parseCacheControl reads what the header says of the age of answers. No answer
+// has one here, so that only asking for a fresh one makes a difference: it is
+// said to come from no cache.
+func (o *options) parseCacheControl(header string) error {
+	for d := range strings.SplitSeq(strings.ToLower(header), ",") {
+		name, value, _ := strings.Cut(strings.TrimSpace(d), "=")
+		switch name {
+		case "must-revalidate":
+			o.revalidate = true
+		case "max-age", "stale-if-error":
+			seconds, err := strconv.Atoi(value)
+			if err != nil {
+				return badRequest("Invalid Cache-Control header.")
+			}
+			o.revalidate = o.revalidate || name == "max-age" && seconds == 0
+		}
+	}
+	return nil
 }
 
 // query runs a read with the parameters of the request, blocking if asked to,
@@ -114,6 +165,9 @@ func (h *handler) query(c *call, r read) (any, error) {
 			return nil, fail(http.StatusInternalServerError, noLeader)
 		}
 	}
+	if h.Cluster.Leader() == "" && (o.leader || o.maxStale > 0 && h.lastContact() > o.maxStale) {
+		return nil, fail(http.StatusInternalServerError, noLeader)
+	}
 	v, index, err := h.block(c.r.Context(), o, func(s *state.Snapshot) (any, []state.Mark, error) {
 		c.lookAgain()
 		return r(s)
@@ -123,6 +177,14 @@ func (h *handler) query(c *call, r read) (any, error) {
 	}
 	h.setMeta(c.h, o, index)
 	return v, nil
+}
+
+// lastContact is how long ago this node last heard of a leader.
+func (h *handler) lastContact() time.Duration {
+	if k, ok := h.Cluster.(Contact); ok {
+		return k.LastContact()
+	}
+	return 0
 }
 
 // catchUp waits until this node shows everything acknowledged anywhere before.
@@ -194,7 +256,7 @@ func second(ms []state.Mark) <-chan struct{} {
 func (h *handler) setMeta(hd http.Header, o options, index model.Index) {
 	hd.Set("X-Consul-Index", strconv.FormatUint(uint64(index), 10))
 	hd.Set("X-Consul-KnownLeader", strconv.FormatBool(h.Cluster.Leader() != ""))
-	hd.Set("X-Consul-LastContact", "0")
+	hd.Set("X-Consul-LastContact", strconv.FormatInt(h.lastContact().Milliseconds(), 10))
 	hd.Set("X-Consul-Query-Backend", "blocking-query")
 	consistency := "leader"
 	switch {
@@ -204,7 +266,11 @@ func (h *handler) setMeta(hd http.Header, o options, index model.Index) {
 		consistency = "stale"
 	}
 	hd.Set("X-Consul-Effective-Consistency", consistency)
-	if o.cached {
+	switch {
+	case !o.cached:
+	case o.revalidate:
+		hd.Set("X-Cache", "MISS")
+	default:
 		// Every answer comes from this node's memory, which is kept current.
 		hd.Set("X-Cache", "HIT")
 		hd.Set("Age", "0")
@@ -252,7 +318,7 @@ func token(c *call) string {
 	if t := c.r.Header.Get("X-Consul-Token"); t != "" {
 		return t
 	}
-	if t, ok := strings.CutPrefix(c.r.Header.Get("Authorization"), "Bearer "); ok {
+	if scheme, t, _ := strings.Cut(c.r.Header.Get("Authorization"), " "); strings.EqualFold(scheme, "bearer") {
 		return strings.TrimSpace(t)
 	}
 	return ""
