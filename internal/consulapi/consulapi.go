@@ -115,6 +115,8 @@ type Deps struct {
 	Cluster Cluster
 	// Authority says what tokens may do; nil means that ACLs are off.
 	Authority Authority
+	// ACLs is the registry, where tokens, policies and roles are written.
+	ACLs ACLs
 	// Sessions and Transactor are the registry's, too.
 	Sessions   Sessions
 	Transactor Transactor
