@@ -14,11 +14,14 @@ func (c *check) follow(ctx context.Context, of Targets) {
 	}
 	for {
 		status, output, changed := of.Target(c.spec)
-		c.outcome(status, output)
+		if status != "" {
+			c.outcome(status, output)
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-changed:
+		case <-changed[0]:
+		case <-changed[1]:
 		}
 	}
 }

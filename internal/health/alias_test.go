@@ -23,10 +23,10 @@ type target struct {
 	changed chan struct{}
 }
 
-func (t *target) Target(spec model.CheckSpec) (model.Status, string, <-chan struct{}) {
+func (t *target) Target(spec model.CheckSpec) (model.Status, string, [2]<-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.status, string(spec.AliasService), t.changed
+	return t.status, string(spec.AliasService), [2]<-chan struct{}{nil, t.changed}
 }
 
 func (t *target) become(s model.Status) {

@@ -41,18 +41,18 @@ type Reporter interface {
 
 // Targets knows the state of what alias checks stand for.
 type Targets interface {
-	// Target returns the state of what the alias check stands for, a line that
-	// says why, and a channel that is closed when either may have changed. It
-	// must not call the Runner.
-	Target(alias model.CheckSpec) (status model.Status, output string, changed <-chan struct{})
+	// Target returns the state of what the alias check stands for, empty if it is
+	// not known yet, a line that says why, and two channels of which one is closed
+	// when that may have changed. It must not call the Runner.
+	Target(alias model.CheckSpec) (status model.Status, output string, changed [2]<-chan struct{})
 }
 
 // Config is what checks need beside their definitions.
 type Config struct {
 	Log *slog.Logger
-	// Scripts lets checks run programs, on the host and in containers. Without
-	// it such a check is critical, whoever has set it.
-	Scripts bool
+	// MayRun says whether a check may run its program, on the host or in a
+	// container. One that may not is critical; without MayRun none may.
+	MayRun func(model.CheckSpec) bool
 	// DockerSocket is the path of the container engine's socket; empty means
 	// Docker's own.
 	DockerSocket string

@@ -21,7 +21,7 @@ func newProbe(spec model.CheckSpec, cfg Config) probe {
 	if spec.NetNS != "" {
 		dial = nsDialer(spec.NetNS)
 	}
-	if spec.RunsPrograms() && !cfg.Scripts {
+	if spec.RunsPrograms() && (cfg.MayRun == nil || !cfg.MayRun(spec)) {
 		return func(context.Context) (model.Status, string) { return model.Critical, scriptsOff }
 	}
 	switch spec.Type() {

@@ -45,7 +45,7 @@ func server(t *testing.T, start func(http.Handler) *httptest.Server) *httptest.S
 func ask(spec model.CheckSpec) (model.Status, string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	return newProbe(spec, Config{Scripts: true})(ctx)
+	return newProbe(spec, Config{MayRun: always})(ctx)
 }
 
 func TestHTTP(t *testing.T) {

@@ -18,6 +18,8 @@ import (
 	"github.com/fairlead-net/fairlead/internal/model"
 )
 
+func always(model.CheckSpec) bool { return true }
+
 func sh(script string) model.CheckSpec {
 	return model.CheckSpec{Args: []string{"/bin/sh", "-c", script}}
 }
@@ -72,7 +74,7 @@ func TestScriptEndsWithTheAgent(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
-		newProbe(sh("echo $$ >"+pid+".new; mv "+pid+".new "+pid+"; sleep 1000"), Config{Scripts: true})(ctx)
+		newProbe(sh("echo $$ >"+pid+".new; mv "+pid+".new "+pid+"; sleep 1000"), Config{MayRun: always})(ctx)
 		close(done)
 	}()
 	until(t, func() bool { _, err := os.Stat(pid); return err == nil })
@@ -192,7 +194,7 @@ func TestDocker(t *testing.T) {
 			tt.socket = socket
 		}
 		spec := model.CheckSpec{Docker: tt.container, Args: []string{"check", "it"}, OutputMaxSize: 16, Timeout: 200 * time.Millisecond}
-		status, output := newProbe(spec, Config{Scripts: true, DockerSocket: tt.socket})(t.Context())
+		status, output := newProbe(spec, Config{MayRun: always, DockerSocket: tt.socket})(t.Context())
 		if status != tt.status || output != tt.want {
 			t.Errorf("%s %q\nwant %s %q", status, output, tt.status, tt.want)
 		}

@@ -17,23 +17,65 @@ import (
 // confirmed the registration within 2 s, or refuses it; it is tried again in the
 // background until it does.
 //
-// A check that had the same id before keeps its state. Errors are ErrInvalid and
-// ErrFile; then nothing has changed.
+// Checks that the service had and r does not have go; one that had the same id
+// keeps its state. Errors are ErrInvalid, ErrScripts and ErrFile; then nothing
+// has changed.
 func (a *Agent) Register(ctx context.Context, r model.Registration) (warning string, err error) {
-	r, err = normalize(r, a.me)
+	return a.register(ctx, r, false)
+}
+
+// Amend is Register, but the checks that the service had under other ids stay.
+func (a *Agent) Amend(ctx context.Context, r model.Registration) (warning string, err error) {
+	return a.register(ctx, r, true)
+}
+
+func (a *Agent) register(ctx context.Context, r model.Registration, keep bool) (string, error) {
+	r, err := a.acceptable(r)
 	if err != nil {
 		return "", err
 	}
-	if err := a.cat.Check(r.Instance, a.drafts(r)); err != nil {
-		return "", fmt.Errorf("register service %q: %w", r.Instance.ID, err)
-	}
-	err = a.commit(&change{id: r.Instance.ID, edit: func(*model.Registration) (*model.Registration, error) {
-		return &r, nil
+	id := r.Instance.ID
+	err = a.commit(&change{id: id, edit: func(old *model.Registration) (*model.Registration, error) {
+		if old == nil || !keep {
+			return &r, nil
+		}
+		next := clone(r)
+		next.Checks = append(next.Checks, others(old.Checks, r.Checks)...)
+		return &next, nil
 	}, touch: touch{renewed: true}})
 	if err != nil {
-		return "", fmt.Errorf("register service %q: %w", r.Instance.ID, err)
+		return "", fmt.Errorf("register service %q: %w", id, err)
 	}
-	return a.awaitConfirmed(ctx, r.Instance.ID), nil
+	return a.awaitConfirmed(ctx, id, fmt.Sprintf("service %q", id)), nil
+}
+
+// acceptable returns a registration in the form that it is kept in, if this node
+// and the catalogue take it.
+func (a *Agent) acceptable(r model.Registration) (model.Registration, error) {
+	r, err := normalize(r, a.me)
+	if err != nil {
+		return r, err
+	}
+	for _, c := range r.Checks {
+		if err := a.mayRun(c); err != nil {
+			return r, err
+		}
+	}
+	if err := a.cat.Check(r.Instance, a.drafts(r)); err != nil {
+		return r, fmt.Errorf("register service %q: %w", r.Instance.ID, err)
+	}
+	return r, nil
+}
+
+// others returns the checks in have whose ids are not in but.
+func others(have, but []model.CheckSpec) []model.CheckSpec {
+	var out []model.CheckSpec
+	for _, c := range have {
+		if !slices.ContainsFunc(but, func(o model.CheckSpec) bool { return o.ID == c.ID }) {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // drafts are the registration's checks as the catalogue would first show them.
@@ -63,10 +105,10 @@ func (a *Agent) Deregister(ctx context.Context, id model.ServiceID) error {
 	return nil
 }
 
-// commit brings a change about durably, in memory and in the runner, and wakes
+// commit brings changes about durably, in memory and in the runner, and wakes
 // the loop that tells the catalogue.
-func (a *Agent) commit(c *change) error {
-	err := a.journal.do(c, a.apply)
+func (a *Agent) commit(changes ...*change) error {
+	err := a.journal.do(a.apply, changes...)
 	a.wake()
 	return err
 }
@@ -86,11 +128,20 @@ func (a *Agent) apply(batch []*change) {
 	for id, r := range regs {
 		claim(owners, id, r.Checks)
 	}
+	for _, c := range batch {
+		if c.file && regs[c.id] != nil {
+			// What files say moves from one service to another in any order.
+			release(owners, c.id, slices.DeleteFunc(slices.Clone(regs[c.id].Checks), func(s model.CheckSpec) bool { return !s.Declared }))
+		}
+	}
 	touched := map[model.ServiceID]touch{}
 	changed := false
 	for _, c := range batch {
 		old := regs[c.id]
 		next, err := c.edit(old)
+		if err == nil && next != nil && c.id == nodeEntry && len(next.Checks) == 0 {
+			next = nil
+		}
 		if err == nil && next != nil {
 			err = free(owners, c.id, next.Checks)
 		}
@@ -99,7 +150,9 @@ func (a *Agent) apply(batch []*change) {
 		}
 		touched[c.id] = c.touch
 		changed = changed || old == nil || next == nil || !same(*old, *next)
-		release(owners, old)
+		if old != nil {
+			release(owners, c.id, old.Checks)
+		}
 		if next == nil {
 			delete(regs, c.id)
 			continue
@@ -108,7 +161,7 @@ func (a *Agent) apply(batch []*change) {
 		regs[c.id] = next
 	}
 	if changed {
-		if err := a.journal.save(sorted(regs)); err != nil {
+		if err := a.journal.save(lasting(regs)); err != nil {
 			for _, c := range batch {
 				if c.err == nil {
 					c.err = err
@@ -144,9 +197,9 @@ func claim(owners map[model.CheckID]model.ServiceID, id model.ServiceID, checks 
 	}
 }
 
-func release(owners map[model.CheckID]model.ServiceID, old *model.Registration) {
-	if old != nil {
-		for _, c := range old.Checks {
+func release(owners map[model.CheckID]model.ServiceID, id model.ServiceID, checks []model.CheckSpec) {
+	for _, c := range checks {
+		if owners[c.ID] == id {
 			delete(owners, c.ID)
 		}
 	}
@@ -156,7 +209,12 @@ func release(owners map[model.CheckID]model.ServiceID, old *model.Registration) 
 // overwrite each other's state.
 func free(owners map[model.CheckID]model.ServiceID, id model.ServiceID, checks []model.CheckSpec) error {
 	for _, c := range checks {
-		if by, taken := owners[c.ID]; taken && by != id {
+		by, taken := owners[c.ID]
+		switch {
+		case !taken || by == id:
+		case by == nodeEntry:
+			return invalid("the id %q belongs to a check of this node", c.ID)
+		default:
 			return invalid("the id %q belongs to a check of service %q", c.ID, by)
 		}
 	}
@@ -164,7 +222,7 @@ func free(owners map[model.CheckID]model.ServiceID, id model.ServiceID, checks [
 }
 
 func same(x, y model.Registration) bool {
-	return x.Token == y.Token && x.Instance.Same(y.Instance) &&
+	return x.Token == y.Token && x.Declared == y.Declared && x.Instance.Same(y.Instance) &&
 		len(x.Checks) == len(y.Checks) && slices.EqualFunc(x.Checks, y.Checks, sameSpec)
 }
 
@@ -201,7 +259,7 @@ func (a *Agent) swap(regs map[model.ServiceID]*model.Registration, touched map[m
 		for _, spec := range r.Checks {
 			// A check that goes on as it was is left alone; but a TTL begins anew
 			// when its service is registered again, as with Consul.
-			if old, had := before[spec.ID]; had && sameSpec(old, spec) && (spec.TTL <= 0 || !how.renewed) {
+			if old, had := before[spec.ID]; had && sameSpec(old, spec) && (spec.TTL <= 0 || !how.renews(spec.ID)) {
 				continue
 			}
 			starts = append(starts, start{spec, a.checks[spec.ID].status})
@@ -212,6 +270,7 @@ func (a *Agent) swap(regs map[model.ServiceID]*model.Registration, touched map[m
 			stops = append(stops, id)
 		}
 	}
+	a.tell()
 	return starts, stops
 }
 
@@ -249,7 +308,7 @@ func (a *Agent) install(r model.Registration, now time.Time, how touch) *entry {
 			c.become(initial, "", now)
 			a.checks[spec.ID] = c
 		}
-		if how.renewed && !c.since.IsZero() {
+		if how.renews(spec.ID) && !c.since.IsZero() {
 			c.since = now // DeregisterAfter is for those that nobody cares for
 		}
 		c.spec = spec
@@ -258,8 +317,8 @@ func (a *Agent) install(r model.Registration, now time.Time, how touch) *entry {
 }
 
 // awaitConfirmed waits for the catalogue to show an entry as it is now, and
-// returns the client's warning if it does not.
-func (a *Agent) awaitConfirmed(ctx context.Context, id model.ServiceID) string {
+// returns the client's warning about what if it does not.
+func (a *Agent) awaitConfirmed(ctx context.Context, id model.ServiceID, what string) string {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	for version := uint64(0); ; {
@@ -278,7 +337,7 @@ func (a *Agent) awaitConfirmed(ctx context.Context, id model.ServiceID) string {
 		case e == nil || over: // or changed again meanwhile
 			return ""
 		case refused != nil:
-			return oneLine("service %q is kept on this node, but the catalogue refuses it, and is asked again from time to time: %v", id, refused)
+			return oneLine("%s is kept on this node, but the catalogue refuses it, and is asked again from time to time: %v", what, refused)
 		}
 		select {
 		case <-moved:
@@ -287,9 +346,9 @@ func (a *Agent) awaitConfirmed(ctx context.Context, id model.ServiceID) string {
 		case <-ctx.Done():
 		}
 		if last != nil {
-			return oneLine("service %q is kept on this node; the catalogue has not confirmed it within %v and is told in the background; the last try failed: %v", id, patience, last)
+			return oneLine("%s is kept on this node; the catalogue has not confirmed it within %v and is told in the background; the last try failed: %v", what, patience, last)
 		}
-		return oneLine("service %q is kept on this node; the catalogue has not confirmed it within %v and is told in the background", id, patience)
+		return oneLine("%s is kept on this node; the catalogue has not confirmed it within %v and is told in the background", what, patience)
 	}
 }
 

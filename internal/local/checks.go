@@ -1,6 +1,7 @@
 package local
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/fairlead-net/fairlead/internal/model"
@@ -34,6 +35,7 @@ func (r reporter) Report(id model.CheckID, status model.Status, output string) {
 	c.heard = true
 	if status != c.status {
 		c.become(status, output, time.Now())
+		a.tell()
 		a.wake()
 		return
 	}
@@ -84,6 +86,29 @@ func (a *Agent) adopt(snap *state.Snapshot) {
 			c.become(s.Status, s.Output, now)
 		}
 	}
+	a.tell()
+}
+
+// tell wakes those who follow the states of checks; a.mu is held.
+func (a *Agent) tell() {
+	close(a.news)
+	a.news = make(chan struct{})
+}
+
+// mayRun fails if the check would run a program that this agent does not run.
+func (a *Agent) mayRun(c model.CheckSpec) error {
+	switch {
+	case a.runs(c):
+		return nil
+	case c.Declared:
+		return fmt.Errorf("%w; to enable those of definition files, set script-checks to local or on", ErrScripts)
+	}
+	return fmt.Errorf("%w from remote calls; to enable them, set script-checks to on", ErrScripts)
+}
+
+// runs says whether this agent runs such a check.
+func (a *Agent) runs(c model.CheckSpec) bool {
+	return !c.RunsPrograms() || a.cfg.Scripts == ScriptsOn || (a.cfg.Scripts == ScriptsLocal && c.Declared)
 }
 
 // record is a check as the catalogue should show it; a.mu is held if e and c are
@@ -129,6 +154,9 @@ func (a *Agent) reap(now time.Time) time.Time {
 	var over []model.ServiceID
 	a.mu.Lock()
 	for id, e := range a.entries {
+		if id == nodeEntry {
+			continue // it has no service to remove
+		}
 		t, why := a.deadline(e)
 		switch {
 		case why == nil:

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,7 +18,7 @@ import (
 // The file of registrations.
 const (
 	fileName    = "registrations.json"
-	fileVersion = 1
+	fileVersion = 2
 )
 
 // contents is what the file holds. Fields are only ever added together with a
@@ -26,6 +27,9 @@ const (
 type contents struct {
 	Version       int                  `json:"version"`
 	Registrations []model.Registration `json:"registrations"`
+	// Checks (since version 2) are those of the whole node, and those that were
+	// added to services which come from definition files.
+	Checks []model.CheckSpec `json:"checks,omitempty"`
 }
 
 // journal makes changes of the set of registrations one after the other and
@@ -50,9 +54,14 @@ type change struct {
 
 // touch says what a change means beside what it changes.
 type touch struct {
-	renewed bool // a client has registered: it is alive
-	adopted bool // the change came from the catalogue, which has it already
+	renewed bool          // a client has registered: it is alive
+	only    model.CheckID // what is renewed is this check; empty: all of them
+	adopted bool          // the change came from the catalogue, which has it already
+	file    bool          // the change came from the definition files
 }
+
+// renews reports whether a check begins anew.
+func (t touch) renews(id model.CheckID) bool { return t.renewed && (t.only == "" || t.only == id) }
 
 // queue is the changes that wait.
 type queue struct {
@@ -60,10 +69,10 @@ type queue struct {
 	waiting []*change
 }
 
-func (q *queue) add(c *change) {
+func (q *queue) add(changes []*change) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.waiting = append(q.waiting, c)
+	q.waiting = append(q.waiting, changes...)
 }
 
 func (q *queue) take() []*change {
@@ -81,82 +90,107 @@ func newJournal(dir string) *journal {
 	return &journal{path: filepath.Join(dir, fileName)}
 }
 
-// do brings c about through apply, together with everything else that waits, and
-// returns when it is durable or has failed.
-func (j *journal) do(c *change, apply func([]*change)) error {
-	j.queue.add(c)
+// do brings changes about through apply, together with everything else that
+// waits, and returns when they are durable or have failed.
+func (j *journal) do(apply func([]*change), changes ...*change) error {
+	j.queue.add(changes)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	// Whoever had the lock before may have taken c along; then it is over.
+	// Whoever had the lock before may have taken them along; then it is over.
 	if batch := j.queue.take(); len(batch) > 0 {
 		apply(batch)
 	}
-	return c.err
+	var errs []error
+	for _, c := range changes {
+		if c.err != nil && !slices.Contains(errs, c.err) {
+			errs = append(errs, c.err)
+		}
+	}
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
 }
 
 // load reads the file; a missing one is empty. Everything is read or nothing:
 // a registration that got lost here would be taken out of the catalogue.
-func (j *journal) load(me model.NodeName) ([]model.Registration, error) {
+func (j *journal) load(me model.NodeName) (contents, error) {
 	if j.path == "" {
-		return nil, nil
+		return contents{}, nil
 	}
 	data, err := os.ReadFile(j.path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+		return contents{}, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrFile, err)
+		return contents{}, fmt.Errorf("%w: %w", ErrFile, err)
 	}
-	regs, err := decode(data, me)
+	c, err := decode(data, me)
 	if err != nil {
-		return nil, fmt.Errorf("%w %s: %w. Repair it, restore it from a backup, or move it away: "+
+		return contents{}, fmt.Errorf("%w %s: %w. Repair it, restore it from a backup, or move it away: "+
 			"the agent then starts without this node's services, and they have to be registered again", ErrFile, j.path, err)
 	}
-	return regs, nil
+	return c, nil
 }
 
-func decode(data []byte, me model.NodeName) ([]model.Registration, error) {
+func decode(data []byte, me model.NodeName) (contents, error) {
 	var version struct{ Version int }
 	if err := json.Unmarshal(data, &version); err != nil {
-		return nil, fmt.Errorf("damaged: %w", err)
+		return contents{}, fmt.Errorf("damaged: %w", err)
 	}
-	if version.Version != fileVersion {
-		return nil, fmt.Errorf("format version %d, this program knows version %d", version.Version, fileVersion)
+	if version.Version < 1 || version.Version > fileVersion {
+		return contents{}, fmt.Errorf("format version %d, this program knows versions 1 to %d", version.Version, fileVersion)
 	}
 	var c contents
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&c); err != nil {
-		return nil, fmt.Errorf("damaged: %w", err)
+		return contents{}, fmt.Errorf("damaged: %w", err)
 	}
 	services, checks := map[model.ServiceID]bool{}, map[model.CheckID]bool{}
+	claim := func(spec model.CheckSpec) error {
+		if checks[spec.ID] {
+			return fmt.Errorf("check %q is there twice", spec.ID)
+		}
+		checks[spec.ID] = true
+		return nil
+	}
 	for i, r := range c.Registrations {
 		r, err := normalize(r, me)
 		if err != nil {
-			return nil, fmt.Errorf("registration %d: %w", i+1, err)
+			return contents{}, fmt.Errorf("registration %d: %w", i+1, err)
 		}
 		if services[r.Instance.ID] {
-			return nil, fmt.Errorf("service %q is there twice", r.Instance.ID)
+			return contents{}, fmt.Errorf("service %q is there twice", r.Instance.ID)
 		}
 		services[r.Instance.ID] = true
 		for _, spec := range r.Checks {
-			if checks[spec.ID] {
-				return nil, fmt.Errorf("check %q is there twice", spec.ID)
+			if err := claim(spec); err != nil {
+				return contents{}, err
 			}
-			checks[spec.ID] = true
 		}
 		c.Registrations[i] = r
 	}
-	return c.Registrations, nil
+	for i, spec := range c.Checks {
+		spec, err := normalizeCheck(spec)
+		if err == nil {
+			err = claim(spec)
+		}
+		if err != nil {
+			return contents{}, fmt.Errorf("check %d: %w", i+1, err)
+		}
+		c.Checks[i] = spec
+	}
+	return c, nil
 }
 
-// save makes the registrations durable: after a crash at any moment the file
-// holds the old ones or the new ones, whole.
-func (j *journal) save(regs []model.Registration) error {
+// save makes the contents durable: after a crash at any moment the file holds the
+// old ones or the new ones, whole.
+func (j *journal) save(c contents) error {
 	if j.path == "" {
 		return nil
 	}
-	data, err := json.MarshalIndent(contents{fileVersion, regs}, "", "  ")
+	data, err := json.MarshalIndent(c, "", "  ")
 	if err == nil {
 		err = replace(j.path, append(data, '\n'))
 	}
@@ -204,16 +238,19 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// sorted returns the registrations in the file's order.
-func sorted(regs map[model.ServiceID]*model.Registration) []model.Registration {
-	ids := make([]model.ServiceID, 0, len(regs))
-	for id := range regs {
-		ids = append(ids, id)
+// lasting is what the file has to hold of the registrations: all but what the
+// definition files say again at the next start.
+func lasting(regs map[model.ServiceID]*model.Registration) contents {
+	c := contents{Version: fileVersion, Registrations: []model.Registration{}}
+	for _, id := range slices.Sorted(maps.Keys(regs)) {
+		r := *regs[id]
+		declared := func(c model.CheckSpec) bool { return c.Declared }
+		r.Checks = slices.DeleteFunc(slices.Clone(r.Checks), declared)
+		if id == nodeEntry || r.Declared {
+			c.Checks = append(c.Checks, r.Checks...)
+		} else {
+			c.Registrations = append(c.Registrations, r)
+		}
 	}
-	slices.Sort(ids)
-	all := make([]model.Registration, 0, len(ids))
-	for _, id := range ids {
-		all = append(all, *regs[id])
-	}
-	return all
+	return c
 }

@@ -31,7 +31,7 @@ func TestChangesThatWaitTogetherAreOneBatch(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {
-			err := j.do(&change{id: model.ServiceID(fmt.Sprint(i))}, apply)
+			err := j.do(apply, &change{id: model.ServiceID(fmt.Sprint(i))})
 			if (err != nil) != (i == 7) {
 				t.Errorf("change %d: %v", i, err)
 			}
@@ -70,21 +70,39 @@ func TestFileRoundTrip(t *testing.T) {
 		}
 		regs = append(regs, r)
 	}
+	var checks []model.CheckSpec
+	for _, c := range []model.CheckSpec{
+		{Name: "grpc", GRPC: "a:1/b", GRPCUseTLS: true, Interval: time.Second, Token: "secret", Notes: "n"},
+		{Name: "h2", ServiceID: "a", H2Ping: "a:1", H2PingNoTLS: true, Interval: time.Second},
+		{Name: "udp", UDP: "a:1", Interval: time.Second}, {Name: "tcp", TCP: "a:1", TCPUseTLS: true, Interval: time.Second},
+		{Name: "docker", Docker: "d", Args: []string{"a", "b"}, Interval: time.Second},
+		{Name: "unit", OSService: "d", Interval: time.Second}, {Name: "alias", AliasNode: "n", AliasService: "s"},
+		{Name: "m", Maintenance: true},
+	} {
+		c, err := normalizeCheck(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checks = append(checks, c)
+	}
 	for _, want := range [][]model.Registration{regs, regs[:1], nil} {
-		if err := j.save(want); err != nil {
+		if err := j.save(contents{Version: fileVersion, Registrations: want, Checks: checks}); err != nil {
 			t.Fatal(err)
 		}
 		got, err := j.load("n1")
-		if err != nil || len(got) != len(want) {
+		if err != nil || len(got.Registrations) != len(want) {
 			t.Fatalf("load = %v, %v; want %v", got, err, want)
 		}
 		for i := range want {
-			if !same(got[i], want[i]) {
-				t.Errorf("read %+v\nwrote %+v", got[i], want[i])
+			if !same(got.Registrations[i], want[i]) {
+				t.Errorf("read %+v\nwrote %+v", got.Registrations[i], want[i])
 			}
 		}
+		if !slices.EqualFunc(got.Checks, checks, sameSpec) {
+			t.Errorf("read %+v\nwrote %+v", got.Checks, checks)
+		}
 	}
-	if moved, err := j.load("n2"); err != nil || len(moved) != 0 {
+	if moved, err := j.load("n2"); err != nil || len(moved.Registrations) != 0 {
 		t.Errorf("load = %v, %v", moved, err)
 	}
 }
@@ -92,11 +110,11 @@ func TestFileRoundTrip(t *testing.T) {
 func TestRenamedNodeKeepsItsServices(t *testing.T) {
 	j := newJournal(t.TempDir())
 	r, _ := normalize(model.Registration{Instance: model.Instance{Service: "web"}}, "old")
-	if err := j.save([]model.Registration{r}); err != nil {
+	if err := j.save(contents{Version: fileVersion, Registrations: []model.Registration{r}}); err != nil {
 		t.Fatal(err)
 	}
 	got, err := j.load("new")
-	if err != nil || got[0].Instance.Node != "new" || got[0].Instance.Owner != "node/new" {
+	if err != nil || got.Registrations[0].Instance.Node != "new" || got.Registrations[0].Instance.Owner != "node/new" {
 		t.Errorf("load = %+v, %v", got, err)
 	}
 }
@@ -109,8 +127,8 @@ func TestUnusableFile(t *testing.T) {
 		{"cut off", `{"version":1,"registrations":[{"insta`, "unexpected end of JSON input"},
 		{"no JSON", "services: web", "invalid character"},
 		{"something behind", `{"version":1,"registrations":[]} {}`, "invalid character"},
-		{"no version", `{"registrations":[]}`, "format version 0, this program knows version 1"},
-		{"newer", `{"version":2,"whatever":1}`, "format version 2"},
+		{"no version", `{"registrations":[]}`, "format version 0, this program knows versions 1 to 2"},
+		{"newer", `{"version":3,"whatever":1}`, "format version 3"},
 		{"unknown field", `{"version":1,"registrations":[{"instance":{"service":"web","weights":{}},"colour":"red"}]}`, `unknown field "colour"`},
 		{"invalid", `{"version":1,"registrations":[{"instance":{"id":"x"}}]}`, "registration 1: invalid registration: a service needs a name"},
 		{"service twice", `{"version":1,"registrations":[{"instance":{"service":"a"}},{"instance":{"service":"a"}}]}`, `service "a" is there twice`},
@@ -119,6 +137,12 @@ func TestUnusableFile(t *testing.T) {
 			`{"version":1,"registrations":[{"instance":{"service":"a"},"checks":[{"id":"c","ttl":1}]},{"instance":{"service":"b"},"checks":[{"id":"c","ttl":1}]}]}`,
 			`check "c" is there twice`,
 		},
+		{
+			"check twice, once by itself",
+			`{"version":2,"registrations":[{"instance":{"service":"a"},"checks":[{"id":"c","ttl":1}]}],"checks":[{"id":"c","ttl":1}]}`,
+			`check 1: check "c" is there twice`,
+		},
+		{"invalid check", `{"version":2,"checks":[{"id":"c"}]}`, `check 1: invalid registration: check "c" needs exactly one of`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -1,9 +1,9 @@
-// Package local keeps what this node owns: the services registered with its
-// agent and the state of their checks. They live in a file that survives
+// Package local keeps what this node owns: the services and checks registered
+// with its agent and the state of the checks. They live in a file that survives
 // restarts, and are asserted in the catalogue until the two agree.
 //
-// The consul and native APIs call Register, Deregister, UpdateTTL and the
-// readers; node runs Run. Every method may be called from any goroutine, also
+// The consul and native APIs call Register, Deregister, RegisterCheck, UpdateTTL
+// and their like; node calls Declare, then Run. Every method may be called from any goroutine, also
 // before and after Run; without Run nothing reaches the catalogue.
 //
 // Three things meet here, each with one owner:
@@ -40,11 +40,25 @@ var (
 	ErrUnknownService = errors.New("unknown service")
 	// ErrUnknownCheck: no check of that id is registered with this agent.
 	ErrUnknownCheck = errors.New("unknown check")
+	// ErrScripts: a check would run a program, and this agent runs none of its
+	// origin.
+	ErrScripts = errors.New("Scripts are disabled on this agent") //nolint:staticcheck // clients know the text
 	// ErrNotTTL: the check finds out its state by itself.
 	ErrNotTTL = errors.New("not a TTL check")
 	// ErrFile: the file of registrations cannot be used or written.
 	ErrFile = errors.New("file of registrations")
 )
+
+// The values of Config.Scripts.
+const (
+	ScriptsOff   = "off"   // no check runs a program; so does the empty string
+	ScriptsLocal = "local" // those of definition files do
+	ScriptsOn    = "on"    // those that came by the API do too
+)
+
+// nodeEntry is the id of the entry that holds the checks of the whole node. No
+// service has it.
+const nodeEntry model.ServiceID = ""
 
 // patience is how long a change waits for the catalogue before it is answered
 // with a warning.
@@ -74,7 +88,11 @@ type Config struct {
 	Dir string
 	// Node is this node as the catalogue should show it.
 	Node model.Node
-	Log  *slog.Logger
+	// Scripts says which checks may run programs: one of the constants above.
+	Scripts string
+	// DockerSocket is the container engine's; empty means Docker's own.
+	DockerSocket string
+	Log          *slog.Logger
 }
 
 // Agent is what this node owns.
@@ -88,12 +106,14 @@ type Agent struct {
 	journal *journal
 	kick    chan struct{} // wakes the sync loop; holds one
 
-	mu      sync.Mutex // guards the following
-	entries map[model.ServiceID]*entry
-	checks  map[model.CheckID]*check // all entries' checks
-	moved   chan struct{}            // closed and replaced when an entry is confirmed or refused
-	adopted bool                     // the catalogue's states have been taken over
-	clock   uint64                   // counts changes, for entry.version
+	mu      sync.Mutex                 // guards the following
+	entries map[model.ServiceID]*entry // services, and nodeEntry
+	checks  map[model.CheckID]*check   // all entries' checks
+	moved   chan struct{}              // closed and replaced when an entry is confirmed or refused
+	news    chan struct{}              // closed and replaced when a check is new, gone or of another state
+	adopted bool                       // the catalogue's states have been taken over
+	orphans []model.CheckSpec          // of services that the definition files are to bring
+	clock   uint64                     // counts changes, for entry.version
 	last    outcome
 }
 
@@ -103,7 +123,8 @@ type outcome struct {
 	err error
 }
 
-// entry is one registration. The registration itself is never changed, only
+// entry is one registration, or the checks of the whole node, as those of a
+// service without a name and an id. The registration itself is never changed, only
 // replaced.
 type entry struct {
 	reg       model.Registration
@@ -142,17 +163,39 @@ func Open(cfg Config, cat Catalog, st *state.State) (*Agent, error) {
 		entries: map[model.ServiceID]*entry{},
 		checks:  map[model.CheckID]*check{},
 		moved:   make(chan struct{}),
+		news:    make(chan struct{}),
 	}
-	a.runner = health.New(reporter{a}, health.Config{Log: cfg.Log})
-	regs, err := a.journal.load(me)
+	a.runner = health.New(reporter{a}, health.Config{
+		Log: cfg.Log, MayRun: a.runs, DockerSocket: cfg.DockerSocket, Targets: targets{a},
+	})
+	kept, err := a.journal.load(me)
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	for _, r := range regs {
+	a.restore(kept, time.Now())
+	return a, nil
+}
+
+// restore takes over what the file holds.
+func (a *Agent) restore(kept contents, now time.Time) {
+	node := model.Registration{}
+	for _, c := range kept.Checks {
+		i := slices.IndexFunc(kept.Registrations, func(r model.Registration) bool { return r.Instance.ID == c.ServiceID })
+		switch {
+		case c.ServiceID == nodeEntry:
+			node.Checks = append(node.Checks, c)
+		case i >= 0:
+			kept.Registrations[i].Checks = append(kept.Registrations[i].Checks, c)
+		default:
+			a.orphans = append(a.orphans, c)
+		}
+	}
+	if len(node.Checks) > 0 {
+		kept.Registrations = append(kept.Registrations, node)
+	}
+	for _, r := range kept.Registrations {
 		a.install(r, now, touch{}).shown = true
 	}
-	return a, nil
 }
 
 // Run runs the checks and keeps the catalogue in line until ctx ends; its result
@@ -216,11 +259,39 @@ func (a *Agent) Services() []model.Registration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	all := make([]model.Registration, 0, len(a.entries))
-	for _, e := range a.entries {
-		all = append(all, clone(e.reg))
+	for id, e := range a.entries {
+		if id != nodeEntry {
+			all = append(all, clone(e.reg))
+		}
 	}
 	slices.SortFunc(all, func(x, y model.Registration) int { return cmp.Compare(x.Instance.ID, y.Instance.ID) })
 	return all
+}
+
+// Service returns one registration; false if there is none of that id. The copy
+// is the caller's.
+func (a *Agent) Service(id model.ServiceID) (model.Registration, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e := a.entries[id]
+	if e == nil || id == nodeEntry {
+		return model.Registration{}, false
+	}
+	return clone(e.reg), true
+}
+
+// Check returns one check with its present state and output; false if there is
+// none of that id. The copy is the caller's.
+func (a *Agent) Check(id model.CheckID) (model.Check, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c := a.checks[id]
+	if c == nil {
+		return model.Check{}, false
+	}
+	r := a.record(a.entries[c.spec.ServiceID], c)
+	r.ServiceTags = slices.Clone(r.ServiceTags)
+	return r, true
 }
 
 // Checks returns the checks with their present state and output, sorted by id.
@@ -262,6 +333,9 @@ func (a *Agent) Status() Status {
 		s.Error = a.last.err.Error()
 	}
 	for id, e := range a.entries {
+		if id == nodeEntry {
+			id = "(checks of the node)"
+		}
 		if !e.confirmed {
 			s.Pending = append(s.Pending, id)
 		}

@@ -7,7 +7,7 @@ import (
 	"github.com/fairlead-net/fairlead/internal/model"
 )
 
-// want is one service as this node has it.
+// want is one service as this node has it, or, without an id, the node's checks.
 type want struct {
 	version uint64
 	inst    model.Instance
@@ -136,7 +136,7 @@ func assert(owner model.Owner, w want, has *model.Instance, shown map[model.Chec
 			differ = append(differ, c.Check)
 		}
 	}
-	if has == nil || has.Owner != owner || !has.Same(w.inst) || missing {
+	if w.inst.ID != nodeEntry && (has == nil || has.Owner != owner || !has.Same(w.inst) || missing) {
 		inst := w.inst
 		k.register = &inst
 		k.checks = make([]model.Check, 0, len(w.checks))

@@ -196,7 +196,7 @@ func (a *Agent) adoptTags(instances []*model.Instance) {
 }
 
 func (a *Agent) adoptTagsOf(id model.ServiceID, e *entry, tags []string) error {
-	return a.journal.do(&change{id: id, edit: func(old *model.Registration) (*model.Registration, error) {
+	return a.journal.do(a.apply, &change{id: id, edit: func(old *model.Registration) (*model.Registration, error) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		if old == nil || a.entries[id] != e || !same(*old, e.reg) {
@@ -205,7 +205,7 @@ func (a *Agent) adoptTagsOf(id model.ServiceID, e *entry, tags []string) error {
 		next := clone(*old)
 		next.Instance.Tags = slices.Clone(tags)
 		return &next, nil
-	}, touch: touch{adopted: true}}, a.apply)
+	}, touch: touch{adopted: true}})
 }
 
 // wants is what this node has, as of now.

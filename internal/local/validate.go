@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"strings"
 
 	"github.com/fairlead-net/fairlead/internal/model"
 )
@@ -66,24 +67,46 @@ func complete(c *model.CheckSpec, i model.Instance, n, many int) {
 	}
 }
 
+// normalizeCheck completes a check that comes by itself (the copy that it
+// returns) and checks its shape.
+func normalizeCheck(c model.CheckSpec) (model.CheckSpec, error) {
+	c = cloneCheck(c)
+	if c.ID == "" {
+		c.ID = model.CheckID(c.Name)
+	}
+	if c.ID == "" {
+		return c, invalid("a check needs a name")
+	}
+	if c.Name == "" {
+		c.Name = string(c.ID)
+	}
+	err := validateCheck(&c)
+	return c, err
+}
+
 func validateCheck(c *model.CheckSpec) error {
 	kinds := 0
-	for _, set := range []bool{c.HTTP != "", c.TCP != "", c.TTL != 0} {
+	asks := c.HTTP != "" || c.TCP != "" || c.UDP != "" || c.GRPC != "" || c.H2Ping != "" || len(c.Args) > 0 || c.OSService != ""
+	for _, set := range []bool{
+		c.HTTP != "", c.TCP != "", c.UDP != "", c.GRPC != "", c.H2Ping != "", len(c.Args) > 0, c.OSService != "",
+		c.AliasService != "" || c.AliasNode != "", c.Maintenance, c.TTL != 0,
+	} {
 		if set {
 			kinds++
 		}
 	}
-	asks := c.HTTP != "" || c.TCP != ""
 	switch {
 	case c.ID == model.SerfHealth:
 		return invalid("the check %q belongs to the servers", c.ID)
 	case kinds != 1:
-		return invalid("check %q needs exactly one of http, tcp and ttl", c.ID)
+		return invalid("check %q needs exactly one of http, tcp, udp, grpc, h2ping, args, os_service, alias and ttl", c.ID)
+	case c.Docker != "" && len(c.Args) == 0:
+		return invalid("check %q: a check in a container needs args", c.ID)
 	case asks && c.Interval <= 0:
-		return invalid("check %q: Interval must be > 0 for HTTP and TCP checks", c.ID)
-	case !asks && c.TTL <= 0:
+		return invalid("check %q: Interval must be > 0 for %s checks", c.ID, c.Type())
+	case c.TTL < 0:
 		return invalid("check %q: TTL must be > 0 for TTL checks", c.ID)
-	case !asks && c.Interval > 0:
+	case c.TTL > 0 && c.Interval > 0:
 		return invalid("check %q: Interval and TTL cannot both be specified", c.ID)
 	case c.Timeout < 0 || c.DeregisterAfter < 0:
 		return invalid("check %q has a negative duration", c.ID)
@@ -100,9 +123,16 @@ func validateCheck(c *model.CheckSpec) error {
 }
 
 func validateTarget(c *model.CheckSpec) error {
-	if c.TCP != "" {
-		if _, _, err := net.SplitHostPort(c.TCP); err != nil {
-			return invalid("check %q: tcp must be host:port: %v", c.ID, err)
+	grpc, _, _ := strings.Cut(c.GRPC, "/")
+	for _, p := range []struct {
+		kind, address string
+		set           bool
+	}{{"tcp", c.TCP, c.TCP != ""}, {"udp", c.UDP, c.UDP != ""}, {"grpc", grpc, c.GRPC != ""}, {"h2ping", c.H2Ping, c.H2Ping != ""}} {
+		if !p.set {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(p.address); err != nil {
+			return invalid("check %q: %s must be host:port: %v", c.ID, p.kind, err)
 		}
 	}
 	if c.HTTP != "" {
@@ -125,12 +155,17 @@ func invalid(format string, args ...any) error {
 func clone(r model.Registration) model.Registration {
 	r.Instance = r.Instance.Clone()
 	r.Checks = slices.Clone(r.Checks)
-	for i := range r.Checks {
-		h := maps.Clone(r.Checks[i].Header)
-		for name, values := range h {
-			h[name] = slices.Clone(values)
-		}
-		r.Checks[i].Header = h
+	for i, c := range r.Checks {
+		r.Checks[i] = cloneCheck(c)
 	}
 	return r
+}
+
+func cloneCheck(c model.CheckSpec) model.CheckSpec {
+	h := maps.Clone(c.Header)
+	for name, values := range h {
+		h[name] = slices.Clone(values)
+	}
+	c.Header, c.Args = h, slices.Clone(c.Args)
+	return c
 }
