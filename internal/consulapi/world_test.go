@@ -62,9 +62,14 @@ func (w *world) handler(change ...func(*consulapi.Config)) http.Handler {
 	for _, f := range change {
 		f(&cfg)
 	}
-	return consulapi.New(cfg, consulapi.Deps{
+	return consulapi.New(cfg, w.deps())
+}
+
+// deps has the world behind everything.
+func (w *world) deps() consulapi.Deps {
+	return consulapi.Deps{
 		Reader: w.st, Agent: w, Writer: w, Cluster: w, Sessions: w, Transactor: w, Events: &w.events, Queries: w,
-	})
+	}
 }
 
 // put applies one change at the next revision, stamped as etcd would.
