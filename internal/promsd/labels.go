@@ -13,21 +13,23 @@ import (
 
 // prefix begins every label. What follows is what follows __meta_consul_ in
 // Prometheus' own discovery of Consul, so that relabelling rules need only this
-// word changed.
+// word changed; site is our word for dc.
 const prefix = "__meta_fairlead_"
 
 // labels says all that the catalogue knows of an instance.
 func (h *handler) labels(m *state.Member) map[string]string {
 	n, i := m.Node, m.Instance
+	site := cmp.Or(n.Datacenter, h.cfg.Site)
 	l := map[string]string{
 		prefix + "address":         n.Address,
-		prefix + "dc":              cmp.Or(n.Datacenter, h.cfg.Site),
+		prefix + "dc":              site,
 		prefix + "health":          health(m),
 		prefix + "node":            string(n.Name),
 		prefix + "service":         string(i.Service),
 		prefix + "service_address": i.Address,
 		prefix + "service_id":      string(i.ID),
 		prefix + "service_port":    strconv.Itoa(i.Port),
+		prefix + "site":            site,
 		// Commas around each, so that a rule can look for ",tag,".
 		prefix + "tags": "," + strings.Join(i.Tags, ",") + ",",
 	}

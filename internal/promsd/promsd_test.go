@@ -83,8 +83,8 @@ func TestTargets(t *testing.T) {
 func TestLabels(t *testing.T) {
 	h := New(Config{Site: "dc1"}, world())
 	w := ask(t, h, "GET", "?service=web")
-	const want = `[{"targets":["10.0.0.1:80"],"labels":{"__meta_fairlead_address":"10.0.0.1","__meta_fairlead_dc":"fra","__meta_fairlead_health":"passing","__meta_fairlead_metadata_rack_no":"7","__meta_fairlead_node":"n1","__meta_fairlead_service":"web","__meta_fairlead_service_address":"","__meta_fairlead_service_id":"web-1","__meta_fairlead_service_metadata_team_name":"a","__meta_fairlead_service_metadata_x":"1","__meta_fairlead_service_port":"80","__meta_fairlead_tagged_address_wan":"192.0.2.1","__meta_fairlead_tags":",v1,edge,"}},` +
-		`{"targets":["[fd00::20]:81"],"labels":{"__meta_fairlead_address":"fd00::2","__meta_fairlead_dc":"dc1","__meta_fairlead_health":"warning","__meta_fairlead_node":"n2","__meta_fairlead_service":"web","__meta_fairlead_service_address":"fd00::20","__meta_fairlead_service_id":"web-2","__meta_fairlead_service_port":"81","__meta_fairlead_tags":",v1,"}}]`
+	const want = `[{"targets":["10.0.0.1:80"],"labels":{"__meta_fairlead_address":"10.0.0.1","__meta_fairlead_dc":"fra","__meta_fairlead_health":"passing","__meta_fairlead_metadata_rack_no":"7","__meta_fairlead_node":"n1","__meta_fairlead_service":"web","__meta_fairlead_service_address":"","__meta_fairlead_service_id":"web-1","__meta_fairlead_service_metadata_team_name":"a","__meta_fairlead_service_metadata_x":"1","__meta_fairlead_service_port":"80","__meta_fairlead_site":"fra","__meta_fairlead_tagged_address_wan":"192.0.2.1","__meta_fairlead_tags":",v1,edge,"}},` +
+		`{"targets":["[fd00::20]:81"],"labels":{"__meta_fairlead_address":"fd00::2","__meta_fairlead_dc":"dc1","__meta_fairlead_health":"warning","__meta_fairlead_node":"n2","__meta_fairlead_service":"web","__meta_fairlead_service_address":"fd00::20","__meta_fairlead_service_id":"web-2","__meta_fairlead_service_port":"81","__meta_fairlead_site":"dc1","__meta_fairlead_tags":",v1,"}}]`
 	if got := w.Body.String(); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
