@@ -3,6 +3,7 @@ package registry_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -33,6 +34,7 @@ type fake struct {
 	txns    []store.Txn // every transaction committed or refused
 	before  func()      // runs once, before the next transaction is compared
 	fail    error       // the next commit's error
+	always  error       // every commit's
 	leases  []*fakeLease
 }
 
@@ -69,7 +71,7 @@ func (f *fake) Commit(ctx context.Context, t store.Txn) (store.Result, error) {
 		f.fail = nil
 		return store.Result{}, err
 	}
-	if err := ctx.Err(); err != nil {
+	if err := errors.Join(ctx.Err(), f.always); err != nil {
 		return store.Result{}, err
 	}
 	for _, c := range t.Compares {
@@ -83,6 +85,21 @@ func (f *fake) Commit(ctx context.Context, t store.Txn) (store.Result, error) {
 	f.rev++
 	f.show(f.rev, f.change(t))
 	return store.Result{OK: true, Index: f.rev}, nil
+}
+
+// failing makes every commit fail, until it is called with nil.
+func (f *fake) failing(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.always = err
+}
+
+// force writes past everything.
+func (f *fake) force(t store.Txn) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rev++
+	f.show(f.rev, f.change(t))
 }
 
 func (f *fake) holds(c store.Compare) bool {
@@ -265,6 +282,19 @@ func (f *fake) commits() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.txns)
+}
+
+// count is how many keys begin with prefix.
+func (f *fake) count(prefix string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for k := range f.keys {
+		if strings.HasPrefix(k, prefix) {
+			n++
+		}
+	}
+	return n
 }
 
 func (f *fake) revision() model.Index {
