@@ -154,7 +154,7 @@ func TestRights(t *testing.T) {
 				want = tt.allow
 			}
 			t.Run(fmt.Sprintf("%s %s default allow %v", tt.request, tt.rules, allow), func(t *testing.T) {
-				s := secure(furnished(t), allow)
+				s := secure(furnished(), allow)
 				secret := "01234567-89ab-4def-8123-456789abcdef"
 				if tt.rules != unknown {
 					secret = s.token(tt.rules)
@@ -170,8 +170,7 @@ func TestRights(t *testing.T) {
 }
 
 // furnished has services on two nodes, and keys.
-func furnished(t *testing.T) *world {
-	t.Helper()
+func furnished() *world {
 	w := newWorld()
 	w.setUp("node passing")
 	for _, name := range []string{"web", "db"} {
@@ -180,7 +179,7 @@ func furnished(t *testing.T) *world {
 			Checks:   []model.CheckSpec{{ID: model.CheckID("service:" + name + "-1"), ServiceID: model.ServiceID(name + "-1"), TTL: 1e10, Status: model.Passing}},
 		})
 		if err != nil {
-			t.Fatal(err)
+			panic(err)
 		}
 	}
 	for _, key := range []string{"a/k", "b/k"} {

@@ -100,7 +100,7 @@ func TestEveryRouteAsks(t *testing.T) {
 
 func walk(t *testing.T, name string) {
 	ask := func(secret string) (*recorder, *httptest.ResponseRecorder) {
-		w := furnished(t)
+		w := furnished()
 		furnishForWalk(t, w)
 		var auth recorder
 		d := w.deps()
