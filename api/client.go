@@ -36,8 +36,9 @@ func IsNotFound(err error) bool {
 
 // Client speaks to one agent. The zero value is not usable; see New.
 type Client struct {
-	base string
-	http *http.Client
+	base  string
+	http  *http.Client
+	token string
 }
 
 // New returns a client of the agent at addr, "host:port" or a URL; empty means
@@ -57,6 +58,14 @@ func New(addr string) (*Client, error) {
 		return nil, fmt.Errorf("agent address %q: want host:port or http://host:port", addr)
 	}
 	return &Client{base: strings.TrimSuffix(u.String(), "/"), http: &http.Client{}}, nil
+}
+
+// WithToken returns the client with a token's secret for every call; empty means
+// the anonymous token.
+func (c *Client) WithToken(secret string) *Client {
+	with := *c
+	with.token = secret
+	return &with
 }
 
 // Host returns where the agent wants its workloads.
@@ -138,36 +147,55 @@ func (c *Client) DoHeader(ctx context.Context, method, path string, body []byte)
 		ctx, cancel = context.WithTimeout(ctx, callTimeout)
 		defer cancel()
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
+	res, err := c.open(ctx, method, path, bytes.NewReader(body))
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s %s: %w", method, path, err)
-	}
-	if strings.HasPrefix(path, Prefix+"/") && len(body) > 0 {
-		req.Header.Set("Content-Type", "application/json") // or the agent takes it for a web page's
-	}
-	res, err := c.http.Do(req)
-	if err != nil {
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return nil, nil, fmt.Errorf("the agent at %s took too long to answer %s %s (%w); its log and 'fairlead status' tell what it waits for", c.base, method, path, ctx.Err())
-		}
-		if ctx.Err() != nil {
-			return nil, nil, fmt.Errorf("%s %s: %w", method, path, ctx.Err())
-		}
-		return nil, nil, fmt.Errorf("no agent answers at %s (%w); start one with 'fairlead agent', or name its address with --addr or FAIRLEAD_ADDR", c.base, err)
+		return nil, nil, err
 	}
 	defer res.Body.Close()
 	b, err := io.ReadAll(res.Body)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s %s: %w", method, path, err)
 	}
-	if res.StatusCode >= 300 {
-		msg := strings.TrimSpace(string(b))
-		if msg == "" {
-			msg = fmt.Sprintf("%s %s: %s", method, path, res.Status)
-		}
-		return nil, res.Header, &Error{Status: res.StatusCode, Message: msg}
+	if err := refusal(method, path, res, b); err != nil {
+		return nil, res.Header, err
 	}
 	return b, res.Header, nil
+}
+
+// open makes one call; the caller reads and closes the answer's body.
+func (c *Client) open(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	if strings.HasPrefix(path, Prefix+"/") && req.ContentLength != 0 {
+		req.Header.Set("Content-Type", "application/json") // or the agent takes it for a web page's
+	}
+	if c.token != "" {
+		req.Header.Set("X-Consul-Token", c.token)
+	}
+	res, err := c.http.Do(req)
+	switch {
+	case err == nil:
+		return res, nil
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return nil, fmt.Errorf("the agent at %s took too long to answer %s %s (%w); its log and 'fairlead status' tell what it waits for", c.base, method, path, ctx.Err())
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("%s %s: %w", method, path, ctx.Err())
+	}
+	return nil, fmt.Errorf("no agent answers at %s (%w); start one with 'fairlead agent', or name its address with --addr or FAIRLEAD_ADDR", c.base, err)
+}
+
+// refusal is what an answer refuses with, if it does.
+func refusal(method, path string, res *http.Response, body []byte) error {
+	if res.StatusCode < 300 {
+		return nil
+	}
+	msg := strings.TrimSpace(string(body))
+	if msg == "" {
+		msg = fmt.Sprintf("%s %s: %s", method, path, res.Status)
+	}
+	return &Error{Status: res.StatusCode, Message: msg}
 }
 
 func get[T any](ctx context.Context, c *Client, path string) (T, error) {

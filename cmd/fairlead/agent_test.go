@@ -26,6 +26,7 @@ import (
 type agent struct {
 	http *httptest.Server
 	dns  string
+	dir  string // $DIR in scripts
 
 	mu      sync.Mutex // guards following
 	seen    []string
@@ -36,7 +37,7 @@ type agent struct {
 
 // newAgent starts one that every command of the test finds.
 func newAgent(t *testing.T) *agent {
-	a := &agent{index: 10, changed: make(chan struct{})}
+	a := &agent{index: 10, changed: make(chan struct{}), dir: t.TempDir()}
 	a.http = httptest.NewServer(http.HandlerFunc(a.serve))
 	t.Cleanup(a.http.Close)
 	a.dns = startDNS(t)
@@ -52,6 +53,7 @@ var sourcePort = regexp.MustCompile(`127\.0\.0\.1:\d+->`)
 func (a *agent) anonymous(s string) string {
 	s = strings.ReplaceAll(s, a.http.URL, "http://AGENT")
 	s = strings.ReplaceAll(s, a.dns, "DNS")
+	s = strings.ReplaceAll(s, a.dir, "$DIR")
 	return sourcePort.ReplaceAllString(s, "HERE->")
 }
 
@@ -67,7 +69,10 @@ func (a *agent) requests() []string {
 func (a *agent) serve(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	asked := r.Method + " " + r.URL.RequestURI()
-	if len(body) > 0 {
+	if tok := r.Header.Get("X-Consul-Token"); tok != "" {
+		asked += " as " + tok
+	}
+	if len(body) > 0 && r.URL.Path != "/v1/snapshot" {
 		var short bytes.Buffer
 		if json.Compact(&short, body) == nil {
 			asked += " " + short.String()
@@ -83,6 +88,8 @@ func (a *agent) serve(w http.ResponseWriter, r *http.Request) {
 		a.serveKV(w, r, strings.TrimPrefix(path, "/v1/kv/"), body)
 	case path == "/v1/agent/service/register":
 		a.register(w, body)
+	case path == "/v1/snapshot":
+		serveSnapshot(w, r, body)
 	case strings.HasPrefix(path, "/v1/agent/service/deregister/"):
 		if id := strings.TrimPrefix(path, "/v1/agent/service/deregister/"); id != "web-1" {
 			http.Error(w, fmt.Sprintf("Unknown service ID %q. Ensure that the service ID is passed, not the service name.", id), http.StatusNotFound)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -22,6 +23,7 @@ func usagef(format string, a ...any) error { return &usageError{fmt.Errorf(forma
 // options are the flags of every client command.
 type options struct {
 	addr   string
+	token  string
 	output string
 }
 
@@ -35,7 +37,7 @@ func (o *options) client() (*api.Client, error) {
 	if err != nil {
 		return nil, usagef("%s: %w", source, err)
 	}
-	return c, nil
+	return c.WithToken(cmp.Or(o.token, os.Getenv("FAIRLEAD_TOKEN"))), nil
 }
 
 // check refuses what no command could carry out, before one makes a call.
@@ -64,13 +66,14 @@ Run it:  fairlead agent --dev`,
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&o.addr, "addr", "", "the agent's HTTP address (FAIRLEAD_ADDR; default "+api.DefaultAddr+")")
+	f.StringVar(&o.token, "token", "", "secret of the ACL token to act with (FAIRLEAD_TOKEN, which other users of the host cannot see)")
 	f.StringVarP(&o.output, "output", "o", "table", "form of the output: table, json or yaml")
 	completeFlag(root, "output", outputs...)
 	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(
 		agentCommand(), downCommand(), demoCommand(),
 		networkCommand(o), runCommand(o), psCommand(o), stopCommand(o),
-		serviceCommand(o), kvCommand(o), dnsCommand(o),
+		serviceCommand(o), kvCommand(o), snapshotCommand(o), dnsCommand(o),
 		statusCommand(o), versionCommand(o), docsCommand(),
 	)
 	root.SetHelpCommand(helpCommand())

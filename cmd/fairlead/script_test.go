@@ -21,7 +21,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // ask of the agent, print and end with. In a script
 //
 //	# is a comment
-//	$ fairlead ... is a command line, words as in a shell's double or single quotes
+//	$ fairlead ... is a command line, words as in a shell's double or single quotes;
+//	  $DIR is a directory of the test's
 //	< is a line of its standard input
 //
 // and what follows is the outcome: "> " a request to the agent, then the standard
@@ -95,6 +96,9 @@ func (a *agent) runLine(t *testing.T, line, stdin string) string {
 	args, err := words(strings.TrimSpace(strings.TrimPrefix(line, "$ ")))
 	if err != nil || len(args) == 0 || args[0] != "fairlead" {
 		t.Fatalf("%s: want a command line of fairlead (%v)", line, err)
+	}
+	for i := range args {
+		args[i] = strings.ReplaceAll(args[i], "$DIR", a.dir)
 	}
 	var stdout, stderr bytes.Buffer
 	code := execute(context.Background(), args[1:], strings.NewReader(stdin), &stdout, &stderr)

@@ -89,7 +89,7 @@ func (r *reader) read() (m model.SnapshotMeta, err error) {
 		if errors.Is(err, io.EOF) {
 			return m, fmt.Errorf("%w: it is empty", ErrFormat)
 		}
-		return m, fmt.Errorf("%w: %w", ErrFormat, err)
+		return m, fmt.Errorf("%w: it is no gzip file (%w)", ErrFormat, err)
 	}
 	gz.Multistream(false)
 	r.tar = tar.NewReader(gz)
