@@ -1,31 +1,44 @@
 package dns
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 
 	miekg "github.com/miekg/dns"
 
+	"github.com/fairlead-net/fairlead/internal/acl"
 	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/prepared"
 	"github.com/fairlead-net/fairlead/internal/state"
 )
 
 // zones turns questions into answers: a value without clock, socket or log. Its
 // fields do not change after it is made.
 type zones struct {
-	domains []string // canonical
-	foreign [][]string
-	node    model.NodeName
-	site    string // lower case
-	ttl     uint32
-	negTTL  uint32
+	domains     []string // canonical; the first is the one to name things in
+	foreign     [][]string
+	node        model.NodeName
+	site        string // lower case
+	nodeTTL     uint32
+	negTTL      uint32
+	serviceTTL  map[string]uint32 // by lower-case name, "prefix*" or "*"
+	onlyPassing bool
+	aLimit      int // addresses of a service in one answer; 0: no limit
+	queries     *prepared.Runner
+	// may says what every asker may see; nil: everything.
+	may func() acl.Authorizer
 	// shuffle permutes n things; nil leaves them in the order of the snapshot.
 	shuffle func(n int, swap func(i, j int))
+	// random is evenly spread from 0 to 1, for instances of different weights; nil
+	// means that weights do not count.
+	random func() float64
 	// isHost says whether an address is one of this host's; nil means that only
 	// loopback and gateway addresses are.
 	isHost func(netip.Addr) bool
 	folds  folds
+	holds  holders
 }
 
 // outcome of the search for a name.
@@ -46,44 +59,66 @@ type answering struct {
 	snap   *state.Snapshot
 	scope  *scope
 	asker  netip.Addr
+	client netip.Addr // on whose behalf it asks; the asker's unless it says so
+	may    acl.Authorizer
+	ttl    uint32
 	owner  string // the name of the answer's records, in the asker's case
 	qtype  uint16
 	domain string // the one of ours that the name is in, or "" outside of them
 	m      *miekg.Msg
 	spare  []ipv4Record // for answers to come
 	chain  int
-	leads  bool // the answer ends in an alias for a name that is not ours
+	texts  map[string]bool // in the answer
+	leads  bool            // the answer ends in an alias for a name that is not ours
 	// endless: aliases lead to aliases, in a circle or nearly so.
 	endless bool
 	// negOwner is the SOA's owner in a negative answer; empty means domain.
 	negOwner string
 	// why explains a negative answer to whoever understands EDE (RFC 8914).
 	why ede
+	// personal: the answer depends on the client's address.
+	personal bool
+}
+
+// response is an answer with what the transport's part of it needs.
+type response struct {
+	*miekg.Msg
+	why      ede
+	personal bool
 }
 
 // answer answers req, which has exactly one question, as of snap and for an
-// asker at an address. It returns nil where the name is not ours and has to be
-// forwarded. The reply still lacks what depends on the transport; see finish.
-func (z *zones) answer(snap *state.Snapshot, req *miekg.Msg, asker netip.Addr) (*miekg.Msg, ede) {
+// asker at an address. It gives no message where the name is not ours and has to
+// be forwarded. The reply still lacks what depends on the transport; see finish.
+func (z *zones) answer(snap *state.Snapshot, req *miekg.Msg, asker netip.Addr) response {
 	m := newReply(req)
 	if rcode, why := refusal(req); rcode != miekg.RcodeSuccess {
 		m.Rcode = rcode
-		return m, why
+		return response{Msg: m, why: why}
 	}
 	q := req.Question[0]
-	a := &answering{zones: z, snap: snap, asker: asker.Unmap().WithZone(""), owner: q.Name, qtype: q.Qtype, m: m}
+	a := &answering{zones: z, snap: snap, asker: asker.Unmap().WithZone(""), owner: q.Name, qtype: q.Qtype, m: m, may: acl.AllowAll()}
+	a.client = a.asker
+	if subnet := subnetOf(req); subnet != nil {
+		a.client = subnetAddr(subnet)
+	}
+	if z.may != nil {
+		a.may = z.may()
+	}
 	out := a.name(miekg.CanonicalName(q.Name))
 	if out == elsewhere {
-		return nil, ede{}
+		return response{}
+	}
+	fail := func(why ede) response {
+		m.Answer, m.Extra, m.Rcode = nil, nil, miekg.RcodeServerFailure
+		return response{Msg: m, why: why}
 	}
 	if snap.Index() == 0 {
 		// Nothing was read yet, so nothing may be denied either.
-		m.Answer, m.Extra, m.Rcode = nil, nil, miekg.RcodeServerFailure
-		return m, ede{miekg.ExtendedErrorCodeNotReady, "the catalogue has not been read yet"}
+		return fail(ede{miekg.ExtendedErrorCodeNotReady, "the catalogue has not been read yet"})
 	}
 	if a.endless {
-		m.Answer, m.Extra, m.Rcode = nil, nil, miekg.RcodeServerFailure
-		return m, ede{miekg.ExtendedErrorCodeOther, "the alias leads through too many names"}
+		return fail(ede{miekg.ExtendedErrorCodeOther, "the alias leads through too many names"})
 	}
 	m.Authoritative = true
 	if out == nowhere {
@@ -92,7 +127,7 @@ func (z *zones) answer(snap *state.Snapshot, req *miekg.Msg, asker netip.Addr) (
 	if !a.complete() {
 		m.Ns = append(m.Ns, a.soa(a.soaOwner()))
 	}
-	return m, a.why
+	return response{Msg: m, why: a.why, personal: a.personal}
 }
 
 // complete reports whether m holds what was asked for, or an alias that leads out
@@ -158,6 +193,7 @@ func (z *zones) domainOf(name string) (string, bool) {
 // inDomain answers for the labels in front of one of our domains:
 //
 //	[tag.]name.service[.dc]  _name._tag.service[.dc]  name.virtual[.dc]
+//	[tag.]name.connect[.dc]  name.ingress[.dc]        name.query[.dc]
 //	name.node[.dc]           hex.addr[.dc]            name.network
 //
 // where .dc may also be written .dc.dc, as Consul allows. The names that only
@@ -193,7 +229,7 @@ func (a *answering) inDomain(labels []string) outcome {
 
 func (a *answering) inSite(site, kind string, labels []string) outcome {
 	if site != a.site {
-		a.why = ede{miekg.ExtendedErrorCodeOther, "no site (datacenter) " + site + " is known here"}
+		a.explain("no site (datacenter) %s is known here", site)
 		return nowhere
 	}
 	return a.kind(kind, labels)
@@ -204,6 +240,7 @@ func (a *answering) kind(kind string, labels []string) outcome {
 	if n == 0 {
 		return found
 	}
+	name, tag := labels[n-1], strings.Join(labels[:n-1], ".")
 	switch kind {
 	case "service":
 		if n == 2 && strings.HasPrefix(labels[0], "_") && strings.HasPrefix(labels[1], "_") {
@@ -213,20 +250,45 @@ func (a *answering) kind(kind string, labels []string) outcome {
 			}
 			return a.service(labels[0][1:], tag)
 		}
-		out := a.service(labels[n-1], strings.Join(labels[:n-1], "."))
-		if out == nowhere && n == 1 && strings.HasPrefix(labels[0], "_") {
+		out := a.service(name, tag)
+		if out == nowhere && n == 1 && strings.HasPrefix(name, "_") {
+			a.why = ede{}
 			return found // what _name._tag.service is below
 		}
 		return out
+	case "connect":
+		return a.connect(name, tag)
+	case "ingress":
+		a.explain("no ingress gateway for %s is known here", name)
+		return nowhere
+	case "query":
+		// _name._tcp.query, whose protocol says nothing; a name may have dots.
+		if n >= 2 && strings.HasPrefix(labels[0], "_") && strings.HasPrefix(labels[n-1], "_") {
+			return a.query(strings.Join(labels[:n-1], ".")[1:])
+		}
+		return a.query(strings.Join(labels, "."))
 	case "virtual":
 		return a.virtual(strings.Join(labels, "."))
 	case "node":
 		return a.nodeName(strings.Join(labels, "."))
 	}
 	if n == 1 {
-		return a.hexAddr(labels[0])
+		return a.hexAddr(name)
 	}
 	return nowhere
+}
+
+// explain says why there is no answer, if nobody has said it yet.
+func (a *answering) explain(format string, args ...any) {
+	if a.why.text == "" {
+		a.why = ede{miekg.ExtendedErrorCodeOther, fmt.Sprintf(format, args...)}
+	}
+}
+
+// prohibit says that ACLs are why, which must be said alike for what exists and
+// what does not.
+func (a *answering) prohibit(format string, args ...any) {
+	a.why = ede{miekg.ExtendedErrorCodeProhibited, fmt.Sprintf(format, args...) + "; give the agent an acl-dns-token that allows it"}
 }
 
 // isForeign reports whether labels, which stand in front of a.domain, are in a

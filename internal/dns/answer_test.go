@@ -1,17 +1,21 @@
 package dns
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	miekg "github.com/miekg/dns"
 
+	"github.com/fairlead-net/fairlead/internal/acl"
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/state"
 )
@@ -19,7 +23,7 @@ import (
 var update = flag.Bool("update", false, "rewrite the expected answers in testdata")
 
 // TestAnswers runs the stories in testdata: facts change the catalogue, a line
-// "? name type [from=asker] [edns=size] [tcp] [class=C]" asks, and the indented
+// "config setting=value..." is what the server is told, "? name type [from=asker] [edns=size] [tcp] [class=C]" asks, and the indented
 // lines below it are the answer.
 func TestAnswers(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
@@ -50,7 +54,7 @@ func TestAnswers(t *testing.T) {
 // tell runs a story and returns it with the answers given.
 func tell(t *testing.T, story string) string {
 	t.Helper()
-	z := testZones(t)
+	z := configure(t, nil)
 	st := state.New()
 	rev := model.Index(1)
 	var out strings.Builder
@@ -60,6 +64,8 @@ func tell(t *testing.T, story string) string {
 		case strings.HasPrefix(line, "    "):
 			continue // an answer, told anew
 		case strings.TrimSpace(line) == "", strings.HasPrefix(line, "#"):
+		case strings.HasPrefix(line, "config"):
+			z = configure(t, strings.Fields(line)[1:])
 		case strings.HasPrefix(line, "? "):
 			out.WriteString(line + "\n" + ask(t, z, st.Snapshot(), line[2:]))
 			continue
@@ -76,9 +82,67 @@ func tell(t *testing.T, story string) string {
 	return out.String()
 }
 
-func testZones(t testing.TB) *zones {
+// configure makes zones of the settings of a story's line "config", name=value.
+// may=service:web,node:n1 is what everybody may read.
+func configure(t testing.TB, settings []string) *zones {
 	t.Helper()
-	z, err := newZones(Config{Node: "n1"})
+	cfg := Config{Node: "n1", Resolve: func(secret string) (acl.Authorizer, error) {
+		if secret != "all" {
+			return nil, errors.New("ACL not found")
+		}
+		return acl.AllowAll(), nil
+	}}
+	seconds := func(s string) time.Duration {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	var may func() acl.Authorizer
+	for _, s := range settings {
+		name, v, _ := strings.Cut(s, "=")
+		switch name {
+		case "domain":
+			cfg.Domain = v
+		case "alt-domain":
+			cfg.AltDomain = v
+		case "only-passing":
+			cfg.OnlyPassing = true
+		case "node-ttl":
+			cfg.NodeTTL = seconds(v)
+		case "negative-ttl":
+			cfg.NegativeTTL = seconds(v)
+		case "service-ttl":
+			cfg.ServiceTTL = map[string]time.Duration{}
+			for k, v := range pairs(strings.Split(v, ",")) {
+				cfg.ServiceTTL[k] = seconds(v)
+			}
+		case "a-record-limit":
+			cfg.ARecordLimit, _ = strconv.Atoi(v)
+		case "may":
+			may = func() acl.Authorizer { return readers(strings.Split(v, ",")) }
+		default:
+			t.Fatalf("unknown setting %q", name)
+		}
+	}
+	z := testZones(t, cfg)
+	z.may = may
+	return z
+}
+
+// readers may read what is listed as resource:name.
+type readers []string
+
+func (r readers) Allow(res acl.Resource, name string, a acl.Access) bool {
+	return a == acl.Read && slices.Contains(r, string(res)+":"+name)
+}
+func (r readers) AllowPrefix(acl.Resource, string, acl.Access) bool { return false }
+func (r readers) Accessor() string                                  { return "" }
+
+func testZones(t testing.TB, cfg Config) *zones {
+	t.Helper()
+	z, err := newZones(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +156,7 @@ func ask(t *testing.T, z *zones, snap *state.Snapshot, line string) string {
 	f := strings.Fields(line)
 	req := new(miekg.Msg)
 	req.SetQuestion(f[0], miekg.StringToType[f[1]])
-	from, udp := netip.MustParseAddr("127.0.0.1"), true
+	from, tr := netip.MustParseAddr("127.0.0.1"), transport{udp: true}
 	for _, o := range f[2:] {
 		k, v, _ := strings.Cut(o, "=")
 		switch k {
@@ -110,18 +174,32 @@ func ask(t *testing.T, z *zones, snap *state.Snapshot, line string) string {
 			req.Opcode = miekg.StringToOpcode[v]
 		case "class":
 			req.Question[0].Qclass = miekg.StringToClass[v]
+		case "subnet":
+			p := netip.MustParsePrefix(v)
+			family := uint16(1)
+			if p.Addr().Is6() {
+				family = 2
+			}
+			opt := req.IsEdns0()
+			opt.Option = append(opt.Option, &miekg.EDNS0_SUBNET{Code: miekg.EDNS0SUBNET, Family: family, SourceNetmask: uint8(p.Bits()), Address: p.Addr().AsSlice()})
+		case "limit":
+			n, err := strconv.Atoi(v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tr.limit = n
 		case "tcp":
-			udp = false
+			tr.udp = false
 		default:
 			t.Fatalf("unknown option %q", o)
 		}
 	}
-	m, why := z.answer(snap, req, from)
-	if m == nil {
+	r := z.answer(snap, req, from)
+	if r.Msg == nil {
 		return "    forwarded\n"
 	}
-	finish(m, req, why, udp)
-	return render(t, m)
+	finish(r, req, tr)
+	return render(t, r.Msg)
 }
 
 // render writes a message as it looks after a trip over the wire.
@@ -153,7 +231,12 @@ func render(t *testing.T, m *miekg.Msg) string {
 			switch rr := rr.(type) {
 			case *miekg.OPT:
 				for _, o := range rr.Option {
-					fmt.Fprintf(&b, "    because: %s\n", o.(*miekg.EDNS0_EDE).ExtraText)
+					switch o := o.(type) {
+					case *miekg.EDNS0_EDE:
+						fmt.Fprintf(&b, "    because (%d): %s\n", o.InfoCode, o.ExtraText)
+					default:
+						fmt.Fprintf(&b, "    option %s\n", o)
+					}
 				}
 				continue
 			case *miekg.SOA:

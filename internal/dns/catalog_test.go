@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/prepared"
 	"github.com/fairlead-net/fairlead/internal/state"
 )
 
@@ -47,6 +48,7 @@ func parseFact(line string) (state.Change, error) {
 		if v := opt("lan_ipv6"); v != "" {
 			c.Node.TaggedAddresses = map[string]string{"lan_ipv6": v}
 		}
+		c.Node.Meta = pairs(opts["meta"])
 	case "network":
 		n := &model.Network{Name: model.NetworkName(arg(0)), Driver: model.DriverBridge, Node: model.NodeName(opt("node")), Internal: opt("internal") != ""}
 		for _, p := range list("pool") {
@@ -81,6 +83,13 @@ func parseFact(line string) (state.Change, error) {
 		c.VIP = v
 	case "check":
 		c.Check = &model.Check{Node: model.NodeName(arg(0)), ID: model.CheckID(arg(1)), Status: model.Status(arg(2)), ServiceID: model.ServiceID(opt("of"))}
+	case "query":
+		q := &model.PreparedQuery{ID: arg(0), Name: opt("name"), Token: opt("token"), DNS: model.QueryDNS{TTL: opt("ttl")}}
+		q.Service = model.QueryService{Service: opt("service"), Near: opt("near"), Tags: list("tags"), OnlyPassing: opt("only") != "", Connect: opt("connect") != ""}
+		if q.Tmpl.Regexp = opt("regexp"); q.Tmpl.Regexp != "" || opt("template") != "" {
+			q.Tmpl.Type = prepared.NamePrefixMatch
+		}
+		c.Query = q
 	case "instance":
 		return c, parseInstance(&c, arg, opt, list)
 	default:
@@ -89,12 +98,35 @@ func parseFact(line string) (state.Change, error) {
 	return c, nil
 }
 
+// pairs reads "key:value" each.
+func pairs(list []string) map[string]string {
+	m := map[string]string{}
+	for _, kv := range list {
+		k, v, _ := strings.Cut(kv, ":")
+		m[k] = v
+	}
+	return m
+}
+
 func parseInstance(c *state.Change, arg func(int) string, opt func(string) string, list func(string) []string) error {
 	i := &model.Instance{
 		Node: model.NodeName(arg(0)), ID: model.ServiceID(arg(1)), Service: model.ServiceName(arg(2)),
 		Address: opt("addr"), Tags: list("tags"), Weights: model.DefaultWeights,
 	}
 	i.Port, _ = strconv.Atoi(opt("port"))
+	i.Meta = pairs(list("meta"))
+	i.Native = opt("native") != ""
+	if i.Proxy.Service = model.ServiceName(opt("proxy")); i.Proxy.Service != "" {
+		i.Kind = model.KindConnectProxy
+	}
+	for k, v := range pairs(list("tagged")) {
+		addr, port, _ := strings.Cut(v, "/")
+		n, _ := strconv.Atoi(port)
+		if i.TaggedAddresses == nil {
+			i.TaggedAddresses = map[string]model.ServiceAddress{}
+		}
+		i.TaggedAddresses[k] = model.ServiceAddress{Address: addr, Port: n}
+	}
 	if w := opt("weights"); w != "" {
 		if _, err := fmt.Sscanf(w, "%d/%d", &i.Weights.Passing, &i.Weights.Warning); err != nil {
 			return err

@@ -2,11 +2,13 @@ package dns
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 
 	miekg "github.com/miekg/dns"
 
+	"github.com/fairlead-net/fairlead/internal/acl"
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/state"
 )
@@ -82,42 +84,63 @@ func (a *answering) findNetwork(lower string) *model.Network {
 	return nil
 }
 
-// nodeName answers for a node.
+// nodeName answers for a node: its addresses, and its metadata to who asks for
+// it.
 func (a *answering) nodeName(name string) outcome {
 	n := a.findNode(name, name)
-	if n == nil {
+	known := model.NodeName(name)
+	if n != nil {
+		known = n.Name
+	}
+	if !a.may.Allow(acl.Node, string(known), acl.Read) {
+		a.prohibit("the node %s may not be read", name)
 		return nowhere
 	}
-	if _, err := netip.ParseAddr(n.Address); err != nil {
+	if n == nil {
+		a.explain("no node %s is registered", name)
+		return nowhere
+	}
+	a.ttl = a.nodeTTL
+	addrs := a.nodeAddrs(n)
+	if len(addrs) == 0 {
 		if target := hostname(n.Address); target != "" && (a.wants(miekg.TypeA) || a.wants(miekg.TypeAAAA) || a.qtype == miekg.TypeCNAME) {
 			return a.cname(target)
 		}
-		return found
 	}
-	for _, ip := range a.nodeAddrs(n) {
+	for _, ip := range addrs {
 		a.addAddr(ip)
+	}
+	if a.wants(miekg.TypeTXT) {
+		a.text(n.Meta)
 	}
 	return found
 }
 
-// nodeAddrs returns a node's address, and the one of the other family if it told
-// one.
+// nodeAddrs returns a node's address, and those of the families it is not of that
+// the node told as tagged addresses.
 func (a *answering) nodeAddrs(n *model.Node) []netip.Addr {
 	if n == nil {
 		return nil
 	}
-	main, err := netip.ParseAddr(n.Address)
-	if err != nil {
-		return nil
+	var addrs []netip.Addr
+	if main, err := netip.ParseAddr(n.Address); err == nil {
+		addrs = append(addrs, main.Unmap().WithZone(""))
 	}
-	main = main.Unmap().WithZone("")
-	other := "lan_ipv6"
-	if main.Is6() {
-		other = "lan_ipv4"
-	}
-	addrs := []netip.Addr{main}
-	if ip, err := netip.ParseAddr(n.TaggedAddresses[other]); err == nil && ip.Unmap().Is4() != main.Is4() {
-		addrs = append(addrs, ip.Unmap().WithZone(""))
+	for _, tag := range []string{tagIPv4, tagIPv6} {
+		ip, err := netip.ParseAddr(n.TaggedAddresses[tag])
+		ip = ip.Unmap().WithZone("")
+		if err != nil || ip.Is4() != (tag == tagIPv4) {
+			continue
+		}
+		if !slices.ContainsFunc(addrs, func(o netip.Addr) bool { return o.Is4() == ip.Is4() }) {
+			addrs = append(addrs, ip)
+		}
 	}
 	return addrs
 }
+
+// The tagged addresses that speak of a family.
+const (
+	tagIPv4 = "lan_ipv4"
+	tagIPv6 = "lan_ipv6"
+)

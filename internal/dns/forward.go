@@ -2,6 +2,7 @@ package dns
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +25,9 @@ const (
 	avoidFor = 30 * time.Second
 	// maxForwards bounds the queries that wait for other resolvers at a time.
 	maxForwards = 512
+	// patience is how long an asker waits while there is a stale answer to give
+	// instead (RFC 8767, section 5).
+	patience = 1800 * time.Millisecond
 )
 
 var (
@@ -38,6 +43,10 @@ type forwarder struct {
 	ours    func(netip.AddrPort) bool
 	timeout time.Duration // of one attempt
 	slots   chan struct{}
+	cache   *cache
+	asking  flights
+	// exchange asks one resolver; it is exchangeAny but in tests.
+	exchange func(context.Context, netip.AddrPort, *miekg.Msg) (*miekg.Msg, error)
 
 	mu      sync.Mutex // guards following
 	read    fileID
@@ -55,12 +64,14 @@ func newForwarder(cfg Config, ours func(netip.AddrPort) bool) (*forwarder, error
 	f := &forwarder{
 		path:    cfg.ResolvConf,
 		ours:    ours,
-		timeout: askTimeout,
+		timeout: cmp.Or(cfg.RecursorTimeout, askTimeout),
 		slots:   make(chan struct{}, maxForwards),
+		cache:   newCache(cfg.CacheSize),
 		avoid:   map[netip.AddrPort]time.Time{},
 	}
-	for _, s := range cfg.Forwarders {
-		ap, err := parseForwarder(s)
+	f.exchange = f.exchangeAny
+	for _, s := range cfg.Recursors {
+		ap, err := parseRecursor(s)
 		if err != nil {
 			return nil, err
 		}
@@ -72,10 +83,103 @@ func newForwarder(cfg Config, ours func(netip.AddrPort) bool) (*forwarder, error
 // configured reports whether queries are forwarded at all.
 func (f *forwarder) configured() bool { return len(f.fixed) > 0 || f.path != "" }
 
-// ask returns the answer of the first resolver that gives one, with req's id. An
-// answer that is itself a failure is returned only if no resolver has a better
-// one.
-func (f *forwarder) ask(ctx context.Context, req *miekg.Msg) (*miekg.Msg, error) {
+// source is where an answer of other resolvers came from.
+type source string
+
+const (
+	fromResolver source = "answered"
+	fromCache    source = "cached"
+	fromStale    source = "stale" // remembered, past its time, for want of another
+	fromNobody   source = "failed"
+)
+
+// ask returns what other resolvers answer to req, or have answered lately, with
+// req's id; an answer past its time if none of them can say better.
+func (f *forwarder) ask(ctx context.Context, req *miekg.Msg) (*miekg.Msg, source, error) {
+	k, now := questionOf(req), time.Now()
+	old := f.cache.get(k, now)
+	switch {
+	case old == nil:
+	case old.m == nil:
+		return nil, fromNobody, old.err
+	case old.fresh(now):
+		return old.reply(req, now), fromCache, nil
+	case now.Before(old.retry):
+		return old.reply(req, now), fromStale, nil
+	}
+	wait := ctx
+	if old != nil {
+		var cancel context.CancelFunc
+		wait, cancel = context.WithTimeout(ctx, patience)
+		defer cancel()
+	}
+	m, err := f.asking.once(wait, k, func() (*miekg.Msg, error) { return f.fetch(wait, req) })
+	now = time.Now()
+	if err == nil && useful(m.Rcode) {
+		f.cache.put(k, m, now)
+		return downstream(m.Copy(), req), fromResolver, nil
+	}
+	if old != nil && ctx.Err() == nil {
+		f.cache.postpone(k, now.Add(staleTTL))
+		return old.reply(req, now), fromStale, nil
+	}
+	if err != nil {
+		if ctx.Err() == nil && !errors.Is(err, errBusy) {
+			f.cache.fail(k, err, now)
+		}
+		return nil, fromNobody, err
+	}
+	return downstream(m.Copy(), req), fromResolver, nil
+}
+
+// flights lets the same question be asked once for all who have it at a time.
+type flights struct {
+	mu sync.Mutex // guards following
+	by map[question]*flight
+}
+
+type flight struct {
+	done chan struct{} // closes when what follows is there
+	m    *miekg.Msg
+	err  error
+}
+
+// once returns what ask does, or what it did for somebody else. The message is
+// shared.
+func (f *flights) once(ctx context.Context, k question, ask func() (*miekg.Msg, error)) (*miekg.Msg, error) {
+	for {
+		f.mu.Lock()
+		other := f.by[k]
+		if other == nil {
+			if f.by == nil {
+				f.by = map[question]*flight{}
+			}
+			own := &flight{done: make(chan struct{})}
+			f.by[k] = own
+			f.mu.Unlock()
+			own.m, own.err = ask()
+			f.mu.Lock()
+			delete(f.by, k)
+			f.mu.Unlock()
+			close(own.done)
+			return own.m, own.err
+		}
+		f.mu.Unlock()
+		select {
+		case <-other.done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		// Who asked for all may have gone away; then the next one does.
+		if !errors.Is(other.err, context.Canceled) {
+			return other.m, other.err
+		}
+	}
+}
+
+// fetch returns the answer of the first resolver that gives one. An answer that is
+// itself a failure is returned only if no resolver has a better one.
+func (f *forwarder) fetch(ctx context.Context, req *miekg.Msg) (*miekg.Msg, error) {
 	select {
 	case f.slots <- struct{}{}:
 		defer func() { <-f.slots }()
@@ -90,20 +194,22 @@ func (f *forwarder) ask(ctx context.Context, req *miekg.Msg) (*miekg.Msg, error)
 	var errs []error
 	for _, server := range servers {
 		m, err := f.exchange(ctx, server, upstream(req))
-		f.note(server, err)
+		if ctx.Err() == nil || err == nil {
+			f.note(server, err)
+		}
 		switch {
+		case err == nil && useful(m.Rcode):
+			return m, nil
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case err != nil:
 			errs = append(errs, err)
-		case useful(m.Rcode):
-			return downstream(m, req), nil
 		case poor == nil:
 			poor = m
 		}
 	}
 	if poor != nil {
-		return downstream(poor, req), nil
+		return poor, nil
 	}
 	return nil, errors.Join(errs...)
 }
@@ -170,6 +276,9 @@ func (f *forwarder) reload() error {
 	if err != nil {
 		return fmt.Errorf("read resolvers from %s: %w", f.path, err)
 	}
+	if !slices.Equal(servers, f.servers) {
+		f.cache.clear() // others may know better
+	}
 	f.servers, f.read = servers, id
 	clear(f.avoid)
 	return nil
@@ -213,6 +322,11 @@ func downstream(m, req *miekg.Msg) *miekg.Msg {
 	m.Id = req.Id
 	m.Question = req.Question
 	m.Authoritative = false
+	m.RecursionDesired = req.RecursionDesired
+	m.CheckingDisabled = req.CheckingDisabled
+	if opt := req.IsEdns0(); !req.AuthenticatedData && (opt == nil || !opt.Do()) {
+		m.AuthenticatedData = false // it did not ask (RFC 6840, 5.8)
+	}
 	extra := m.Extra[:0]
 	for _, rr := range m.Extra {
 		if rr.Header().Rrtype != miekg.TypeOPT {
@@ -223,8 +337,8 @@ func downstream(m, req *miekg.Msg) *miekg.Msg {
 	return m
 }
 
-// exchange asks one resolver over UDP, and over TCP if the reply was cut.
-func (f *forwarder) exchange(ctx context.Context, server netip.AddrPort, q *miekg.Msg) (*miekg.Msg, error) {
+// exchangeAny asks one resolver over UDP, and over TCP if the reply was cut.
+func (f *forwarder) exchangeAny(ctx context.Context, server netip.AddrPort, q *miekg.Msg) (*miekg.Msg, error) {
 	m, err := f.exchangeOver(ctx, "udp", server, q)
 	if err != nil {
 		return nil, fmt.Errorf("ask %s: %w", server, err)

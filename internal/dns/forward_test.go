@@ -80,7 +80,7 @@ func wantAddr(t *testing.T, m *miekg.Msg, want string) {
 
 func TestForward(t *testing.T) {
 	r := startResolver(t, says("192.0.2.7"))
-	s := start(t, Config{Forwarders: []string{r.at}})
+	s := start(t, Config{Recursors: []string{r.at}})
 	m := query(t, "udp", s.at, "Example.COM.", miekg.TypeA)
 	wantAddr(t, m, "192.0.2.7")
 	if m.Question[0].Name != "Example.COM." || !m.RecursionAvailable || m.Authoritative {
@@ -116,13 +116,13 @@ func TestForwardTriesAll(t *testing.T) {
 	mute := startResolver(t, silent)
 	broken := startResolver(t, fails(miekg.RcodeServerFailure))
 	good := startResolver(t, says("192.0.2.7"))
-	s := start(t, Config{Forwarders: []string{deadAddr(t), mute.at, broken.at, good.at}})
+	s := start(t, Config{Recursors: []string{deadAddr(t), mute.at, broken.at, good.at}})
 	wantAddr(t, query(t, "udp", s.at, "example.com.", miekg.TypeA), "192.0.2.7")
 	muted := mute.asked.Load()
 	if muted != 2 { // a datagram may get lost, so it is sent again
 		t.Errorf("the silent one was asked %d times, want 2", muted)
 	}
-	wantAddr(t, query(t, "tcp", s.at, "example.com.", miekg.TypeA), "192.0.2.7")
+	wantAddr(t, query(t, "tcp", s.at, "www.example.com.", miekg.TypeA), "192.0.2.7")
 	if got := mute.asked.Load(); got != muted {
 		t.Error("who just said nothing was asked again")
 	}
@@ -130,7 +130,7 @@ func TestForwardTriesAll(t *testing.T) {
 
 func TestForwardDenialIsAnAnswer(t *testing.T) {
 	first, second := startResolver(t, fails(miekg.RcodeNameError)), startResolver(t, says("192.0.2.7"))
-	s := start(t, Config{Forwarders: []string{first.at, second.at}})
+	s := start(t, Config{Recursors: []string{first.at, second.at}})
 	if m := query(t, "udp", s.at, "example.com.", miekg.TypeA); m.Rcode != miekg.RcodeNameError {
 		t.Error(m)
 	}
@@ -139,7 +139,7 @@ func TestForwardDenialIsAnAnswer(t *testing.T) {
 func TestForwardFailure(t *testing.T) {
 	dead := deadAddr(t)
 	mute := startResolver(t, silent)
-	s := start(t, Config{Forwarders: []string{dead, mute.at}})
+	s := start(t, Config{Recursors: []string{dead, mute.at}})
 	m := query(t, "udp", s.at, "example.com.", miekg.TypeA)
 	if m.Rcode != miekg.RcodeServerFailure {
 		t.Errorf("all resolvers dead: %v", m)
@@ -150,7 +150,7 @@ func TestForwardFailure(t *testing.T) {
 		}
 	}
 	refusing := startResolver(t, fails(miekg.RcodeRefused))
-	s = start(t, Config{Forwarders: []string{dead, refusing.at}})
+	s = start(t, Config{Recursors: []string{dead, refusing.at}})
 	if m := query(t, "udp", s.at, "example.com.", miekg.TypeA); m.Rcode != miekg.RcodeRefused {
 		t.Errorf("the only reply there was: %v", m)
 	}
@@ -181,7 +181,7 @@ func TestForwardTruncated(t *testing.T) {
 		}
 		says("192.0.2.7")(w, req)
 	})
-	s := start(t, Config{Forwarders: []string{r.at}})
+	s := start(t, Config{Recursors: []string{r.at}})
 	m := query(t, "udp", s.at, "example.com.", miekg.TypeA)
 	wantAddr(t, m, "192.0.2.7")
 	if m.Truncated {
@@ -200,7 +200,7 @@ func TestForwardFitsTheAsker(t *testing.T) {
 		}
 		_ = w.WriteMsg(m)
 	})
-	s := start(t, Config{Forwarders: []string{r.at}})
+	s := start(t, Config{Recursors: []string{r.at}})
 	req := new(miekg.Msg)
 	req.SetQuestion("example.com.", miekg.TypeA)
 	m, _, err := new(miekg.Client).Exchange(req, s.at)
@@ -225,13 +225,13 @@ func TestForwardSpoofed(t *testing.T) {
 		says("203.0.113.2")(w, bad)
 		says("192.0.2.7")(w, req)
 	})
-	s := start(t, Config{Forwarders: []string{r.at}})
+	s := start(t, Config{Recursors: []string{r.at}})
 	wantAddr(t, query(t, "udp", s.at, "example.com.", miekg.TypeA), "192.0.2.7")
 }
 
 func TestNeverForwardToOurselves(t *testing.T) {
 	at := deadAddr(t)
-	s := start(t, Config{Addr: at, Forwarders: []string{at}})
+	s := start(t, Config{Addr: at, Recursors: []string{at}})
 	m := query(t, "udp", at, "example.com.", miekg.TypeA)
 	if m.Rcode != miekg.RcodeServerFailure || !strings.Contains(because(m), errNoForwarder.Error()) {
 		t.Error(m)
@@ -290,7 +290,7 @@ func TestResolvConfChanges(t *testing.T) {
 
 // Only so many queries wait for others; the rest fail at once.
 func TestForwardBusy(t *testing.T) {
-	s := start(t, Config{Forwarders: []string{deadAddr(t)}})
+	s := start(t, Config{Recursors: []string{deadAddr(t)}})
 	for range cap(s.forward.slots) {
 		s.forward.slots <- struct{}{}
 	}
@@ -304,7 +304,7 @@ func TestForwardBusy(t *testing.T) {
 func TestEndWhileForwarding(t *testing.T) {
 	asked := make(chan struct{}, 8)
 	r := startResolver(t, func(miekg.ResponseWriter, *miekg.Msg) { asked <- struct{}{} })
-	s := startWith(t, Config{Forwarders: []string{r.at}}, time.Hour)
+	s := startWith(t, Config{Recursors: []string{r.at}}, time.Hour)
 	conn, err := miekg.Dial("udp", s.at)
 	if err != nil {
 		t.Fatal(err)
@@ -324,14 +324,14 @@ func TestEndWhileForwarding(t *testing.T) {
 // An instance that is somebody else's name is followed out of our zones.
 func TestFollowAlias(t *testing.T) {
 	r := startResolver(t, says("192.0.2.25"))
-	s := start(t, Config{Forwarders: []string{r.at}})
+	s := start(t, Config{Recursors: []string{r.at}})
 	m := query(t, "udp", s.at, "mail.service.consul.", miekg.TypeA)
 	wantAddr(t, m, "192.0.2.25")
 	if c, ok := m.Answer[0].(*miekg.CNAME); !ok || c.Target != "mx.example.com." || m.Answer[1].Header().Name != "mx.example.com." {
 		t.Error(m)
 	}
 	// With nobody to ask the alias stands alone.
-	s = start(t, Config{Forwarders: []string{deadAddr(t)}})
+	s = start(t, Config{Recursors: []string{deadAddr(t)}})
 	m = query(t, "udp", s.at, "mail.service.consul.", miekg.TypeA)
 	if m.Rcode != miekg.RcodeSuccess || len(m.Answer) != 1 {
 		t.Error(m)

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"syscall"
 
 	miekg "github.com/miekg/dns"
@@ -15,9 +14,11 @@ import (
 )
 
 const (
-	// maxConns bounds the TCP connections of one listener: workloads must not
-	// use up the agent's file descriptors.
-	maxConns = 256
+	// maxConns bounds the TCP connections of one listener, and maxConnsEach those
+	// of one address but for the host's own: workloads must use up neither the
+	// agent's file descriptors nor each other's connections.
+	maxConns     = 1024
+	maxConnsEach = 128
 	// portTries is how often a port that is free for TCP is tried for UDP, too.
 	portTries = 16
 	// qrBit of a header marks a reply.
@@ -30,7 +31,6 @@ type listener struct {
 	ctx    context.Context // ends when the listener is told to stop
 	cancel context.CancelFunc
 	udp    *miekg.Server
-	tcp    *miekg.Server
 	failed chan error     // a socket's end that nobody asked for
 	socks  sync.WaitGroup // the goroutines that read from the sockets
 	owner  sync.WaitGroup // those that look after the listener
@@ -46,24 +46,33 @@ func (s *Server) open(ctx context.Context, addr string, free bool) (*listener, e
 	}
 	l := &listener{addr: addrPort(pc.LocalAddr()), failed: make(chan error, 2)}
 	l.ctx, l.cancel = context.WithCancel(ctx)
-	handler := miekg.HandlerFunc(func(w miekg.ResponseWriter, req *miekg.Msg) { s.serve(l.ctx, w, req) })
-	l.udp = &miekg.Server{PacketConn: pc, Handler: handler, MsgAcceptFunc: accept, UDPSize: miekg.DefaultMsgSize}
-	l.tcp = &miekg.Server{Listener: &limited{Listener: ln, max: maxConns}, Handler: handler, MsgAcceptFunc: accept}
-	for _, srv := range []*miekg.Server{l.udp, l.tcp} {
-		started := make(chan struct{})
-		srv.NotifyStartedFunc = func() { close(started) }
-		ended := make(chan struct{})
-		l.socks.Go(func() {
-			defer close(ended)
-			if err := srv.ActivateAndServe(); err != nil {
-				l.failed <- fmt.Errorf("answer DNS on %s: %w", addr, err)
-			}
-		})
-		// Shutdown does nothing to a server that has not started.
-		select {
-		case <-started:
-		case <-ended:
+	handler := miekg.HandlerFunc(func(w miekg.ResponseWriter, req *miekg.Msg) {
+		if wire := s.serve(l.ctx, req, addrPort(w.RemoteAddr()).Addr(), true); wire != nil {
+			// Who asked and does not wait for the answer is no fault of ours.
+			_, _ = w.Write(wire)
 		}
+	})
+	started, ended := make(chan struct{}), make(chan struct{})
+	l.udp = &miekg.Server{
+		PacketConn: pc, Handler: handler, MsgAcceptFunc: accept, UDPSize: miekg.DefaultMsgSize,
+		NotifyStartedFunc: func() { close(started) },
+	}
+	l.socks.Go(func() {
+		defer close(ended)
+		if err := l.udp.ActivateAndServe(); err != nil {
+			l.failed <- fmt.Errorf("answer DNS on %s: %w", addr, err)
+		}
+	})
+	l.socks.Go(func() {
+		tcp := &stream{answer: s.answerWire}
+		if err := tcp.serve(l.ctx, &limited{Listener: ln, max: maxConns, each: maxConnsEach}); err != nil {
+			l.failed <- fmt.Errorf("answer DNS on %s: %w", addr, err)
+		}
+	})
+	// Shutdown does nothing to a server that has not started.
+	select {
+	case <-started:
+	case <-ended:
 	}
 	return l, nil
 }
@@ -82,9 +91,8 @@ func (l *listener) wait(ctx context.Context) error {
 func (l *listener) close() {
 	l.once.Do(func() {
 		l.cancel()
-		// The errors say only that a socket has already gone.
+		// The error says only that the socket has already gone.
 		_ = l.udp.Shutdown()
-		_ = l.tcp.Shutdown()
 	})
 	l.socks.Wait()
 }
@@ -166,11 +174,15 @@ func accept(h miekg.Header) miekg.MsgAcceptAction {
 	return miekg.MsgAccept
 }
 
-// limited is a TCP listener that hangs up on connections beyond max.
+// limited is a TCP listener that hangs up on connections beyond max, and on those
+// of one address beyond each; 0 is no limit.
 type limited struct {
 	net.Listener
-	max  int32
-	open atomic.Int32
+	max, each int
+
+	mu   sync.Mutex // guards following
+	open int
+	by   map[netip.Addr]int
 }
 
 func (l *limited) Accept() (net.Conn, error) {
@@ -179,21 +191,43 @@ func (l *limited) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if l.open.Add(1) <= l.max {
-			return &counted{Conn: c, open: &l.open}, nil
+		asker := addrPort(c.RemoteAddr()).Addr()
+		if l.take(asker) {
+			return &counted{Conn: c, once: sync.OnceFunc(func() { l.release(asker) })}, nil
 		}
-		l.open.Add(-1)
 		c.Close()
+	}
+}
+
+func (l *limited) take(asker netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open >= l.max || l.each > 0 && !asker.IsLoopback() && l.by[asker] >= l.each {
+		return false
+	}
+	if l.by == nil {
+		l.by = map[netip.Addr]int{}
+	}
+	l.open++
+	l.by[asker]++
+	return true
+}
+
+func (l *limited) release(asker netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open--
+	if l.by[asker]--; l.by[asker] == 0 {
+		delete(l.by, asker)
 	}
 }
 
 type counted struct {
 	net.Conn
-	open *atomic.Int32
-	once sync.Once
+	once func()
 }
 
 func (c *counted) Close() error {
-	c.once.Do(func() { c.open.Add(-1) })
+	c.once()
 	return c.Conn.Close()
 }

@@ -11,6 +11,7 @@ type metrics struct {
 	byRcode   [16]prometheus.Counter // those of the plain header, looked up once
 	forwarded *prometheus.CounterVec
 	truncated prometheus.Counter
+	limited   prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -21,11 +22,15 @@ func newMetrics() *metrics {
 		}, []string{"rcode"}),
 		forwarded: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "fairlead_dns_forwarded_total",
-			Help: "DNS queries handed to other resolvers, by whether one of them answered.",
+			Help: "DNS queries for other resolvers, by where the answer came from: answered, cached, stale or failed.",
 		}, []string{"result"}),
 		truncated: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "fairlead_dns_truncated_total",
 			Help: "DNS replies that did not fit the asker's size and were cut.",
+		}),
+		limited: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "fairlead_dns_limited_total",
+			Help: "DNS queries over UDP from networks that ask too often, answered with an invitation to TCP only.",
 		}),
 	}
 	for code := range m.byRcode {
@@ -47,17 +52,11 @@ func (m *metrics) replied(reply *miekg.Msg) {
 	}
 }
 
-func (m *metrics) forward(err error) {
-	result := "answered"
-	if err != nil {
-		result = "failed"
-	}
-	m.forwarded.WithLabelValues(result).Inc()
-}
+func (m *metrics) forward(from source) { m.forwarded.WithLabelValues(string(from)).Inc() }
 
 // Register makes the server's counters known to reg.
 func (s *Server) Register(reg prometheus.Registerer) error {
-	for _, c := range []prometheus.Collector{s.metrics.queries, s.metrics.forwarded, s.metrics.truncated} {
+	for _, c := range []prometheus.Collector{s.metrics.queries, s.metrics.forwarded, s.metrics.truncated, s.metrics.limited} {
 		if err := reg.Register(c); err != nil {
 			return err
 		}

@@ -84,7 +84,7 @@ func (a *answering) header(t uint16) miekg.RR_Header {
 func (a *answering) soa(owner string) miekg.RR {
 	domain := a.domain
 	if domain == "" {
-		domain = a.homeDomain()
+		domain = internalDomain
 	}
 	return &miekg.SOA{
 		Hdr:     miekg.RR_Header{Name: owner, Rrtype: miekg.TypeSOA, Class: miekg.ClassINET, Ttl: a.negTTL},
@@ -104,16 +104,6 @@ func (a *answering) soaOwner() string {
 		return a.negOwner
 	}
 	return a.domain
-}
-
-// homeDomain is where names that nobody spelt out (of PTR records) are.
-func (z *zones) homeDomain() string {
-	for _, d := range z.domains {
-		if d == "internal." {
-			return d
-		}
-	}
-	return z.domains[0]
 }
 
 // apex answers for one of our domains itself.
@@ -199,6 +189,7 @@ func (a *answering) hexAddr(label string) outcome {
 	if err != nil || len(raw) != 4 && len(raw) != 16 && len(raw) != 20 {
 		return nowhere
 	}
+	a.ttl = a.nodeTTL // what the label says cannot change
 	if len(raw) != 16 {
 		a.addAddr(netip.AddrFrom4([4]byte(raw[:4])))
 		raw = raw[4:]

@@ -1,7 +1,11 @@
 package dns
 
 import (
+	"net/netip"
+	"slices"
 	"sort"
+	"time"
+	"unicode/utf8"
 
 	miekg "github.com/miekg/dns"
 )
@@ -38,27 +42,43 @@ func newReply(req *miekg.Msg) *miekg.Msg {
 	return m
 }
 
+// transport is how a query came, and what of a reply depends on that.
+type transport struct {
+	udp bool
+	// far: the asker may be anybody, and is not known to have the address that it
+	// asks from; see Server.trusts.
+	far bool
+	// limit bounds the records of an answer over UDP without EDNS; 0: no limit.
+	limit int
+	// cookie goes with the reply, in hexadecimal; empty: none.
+	cookie string
+}
+
 // finish adds to a reply what depends on the asker's transport: the OPT record,
-// the explanation, and a size that fits.
-func finish(m, req *miekg.Msg, why ede, udp bool) {
-	size := miekg.MaxMsgSize
+// explanations, and a size that fits.
+func finish(r response, req *miekg.Msg, t transport, more ...ede) {
+	m, size := r.Msg, miekg.MaxMsgSize
 	asked := req.IsEdns0()
 	var opt *miekg.OPT
 	if asked != nil {
-		opt = &miekg.OPT{Hdr: miekg.RR_Header{Name: ".", Rrtype: miekg.TypeOPT}}
-		opt.SetUDPSize(ourUDPSize)
-		if asked.Do() {
-			opt.SetDo()
-		}
-		if why.text != "" {
-			text := why.text[:min(len(why.text), maxExtra)]
-			opt.Option = append(opt.Option, &miekg.EDNS0_EDE{InfoCode: why.code, ExtraText: text})
+		opt = replyOPT(asked, &r, &t)
+		for _, why := range append([]ede{r.why}, more...) {
+			if why.text != "" {
+				opt.Option = append(opt.Option, &miekg.EDNS0_EDE{InfoCode: why.code, ExtraText: cutText(why.text)})
+			}
 		}
 	}
-	if udp {
+	if t.udp {
 		size = miekg.MinMsgSize
 		if asked != nil {
 			size = min(max(size, int(asked.UDPSize())), maxUDP)
+		}
+		if t.far {
+			size = min(size, ourUDPSize)
+		}
+		if size == miekg.MinMsgSize && t.limit > 0 && m.Authoritative && len(m.Answer) > t.limit {
+			m.Answer = m.Answer[:t.limit]
+			dropGlue(m)
 		}
 	}
 	if opt != nil {
@@ -68,6 +88,95 @@ func finish(m, req *miekg.Msg, why ede, udp bool) {
 	if opt != nil {
 		m.Extra = append(m.Extra, opt)
 	}
+}
+
+// replyOPT answers an OPT record with its own options.
+func replyOPT(asked *miekg.OPT, r *response, t *transport) *miekg.OPT {
+	opt := &miekg.OPT{Hdr: miekg.RR_Header{Name: ".", Rrtype: miekg.TypeOPT}}
+	opt.SetUDPSize(ourUDPSize)
+	if asked.Do() {
+		opt.SetDo()
+	}
+	if t.cookie != "" {
+		opt.Option = append(opt.Option, &miekg.EDNS0_COOKIE{Code: miekg.EDNS0COOKIE, Cookie: t.cookie})
+	}
+	var subnet, alive bool
+	for _, o := range asked.Option {
+		switch o := o.(type) {
+		case *miekg.EDNS0_SUBNET:
+			if !subnet && validSubnet(o) {
+				subnet = true
+				echo := *o
+				if echo.SourceScope = 0; r.personal {
+					echo.SourceScope = echo.SourceNetmask
+				}
+				opt.Option = append(opt.Option, &echo)
+			}
+		case *miekg.EDNS0_TCP_KEEPALIVE:
+			if !alive && !t.udp {
+				alive = true
+				opt.Option = append(opt.Option, &miekg.EDNS0_TCP_KEEPALIVE{Code: miekg.EDNS0TCPKEEPALIVE, Timeout: uint16(idleTimeout / (100 * time.Millisecond))})
+			}
+		}
+	}
+	return opt
+}
+
+// cutText makes an explanation short, between characters.
+func cutText(s string) string {
+	if len(s) <= maxExtra {
+		return s
+	}
+	n := maxExtra
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
+}
+
+// dropGlue takes the addresses of targets out that no answer names any more.
+func dropGlue(m *miekg.Msg) {
+	m.Extra = slices.DeleteFunc(m.Extra, func(rr miekg.RR) bool {
+		return !slices.ContainsFunc(m.Answer, func(a miekg.RR) bool {
+			srv, ok := a.(*miekg.SRV)
+			return ok && srv.Target == rr.Header().Name
+		})
+	})
+}
+
+// subnetOf is the subnet that a query speaks for (RFC 7871), nil if it does not.
+func subnetOf(req *miekg.Msg) *miekg.EDNS0_SUBNET {
+	opt := req.IsEdns0()
+	if opt == nil {
+		return nil
+	}
+	for _, o := range opt.Option {
+		if s, ok := o.(*miekg.EDNS0_SUBNET); ok && validSubnet(s) && subnetAddr(s).IsValid() {
+			return s
+		}
+	}
+	return nil
+}
+
+func validSubnet(s *miekg.EDNS0_SUBNET) bool {
+	switch s.Family {
+	case 0:
+		return s.SourceNetmask == 0
+	case 1:
+		return s.SourceNetmask <= 32 && s.Address.To4() != nil
+	case 2:
+		return s.SourceNetmask <= 128 && len(s.Address) == 16
+	}
+	return false
+}
+
+// subnetAddr is the address of a subnet; invalid if it says nothing.
+func subnetAddr(s *miekg.EDNS0_SUBNET) netip.Addr {
+	if s.SourceNetmask == 0 {
+		return netip.Addr{}
+	}
+	ip, _ := netip.AddrFromSlice(s.Address)
+	return ip.Unmap()
 }
 
 // fit makes a message no longer than size bytes. The additional section is only

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	miekg "github.com/miekg/dns"
 
@@ -51,7 +52,7 @@ func TestSizes(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			z := testZones(t)
+			z := configure(t, nil)
 			req := new(miekg.Msg)
 			req.SetQuestion("web.service.consul.", tt.qtype)
 			size := miekg.MinMsgSize
@@ -62,8 +63,9 @@ func TestSizes(t *testing.T) {
 			if tt.tcp {
 				size = miekg.MaxMsgSize
 			}
-			m, why := z.answer(crowd(t, tt.instances), req, netip.IPv6Loopback())
-			finish(m, req, why, !tt.tcp)
+			r := z.answer(crowd(t, tt.instances), req, netip.IPv6Loopback())
+			finish(r, req, transport{udp: !tt.tcp})
+			m := r.Msg
 			wire, err := m.Pack()
 			if err != nil {
 				t.Fatal(err)
@@ -106,7 +108,7 @@ func TestShuffled(t *testing.T) {
 	for range 4000 {
 		req := new(miekg.Msg)
 		req.SetQuestion("web.service.consul.", miekg.TypeA)
-		m, _ := s.zones.answer(snap, req, netip.IPv6Loopback())
+		m := s.zones.answer(snap, req, netip.IPv6Loopback())
 		first[m.Answer[0].(*miekg.A).A.String()]++
 	}
 	for ip, n := range first {
@@ -121,11 +123,12 @@ func TestShuffled(t *testing.T) {
 
 func TestConfigErrors(t *testing.T) {
 	for want, cfg := range map[string]Config{
-		`domain "." is not`:              {Domains: []string{"."}},
-		`domain "a..b" is not`:           {Domains: []string{"a..b"}},
-		"no domain to answer for":        {Domains: []string{}},
-		`forwarder "example.com" is not`: {Forwarders: []string{"example.com"}},
-		`forwarder "10.0.0.1:0" is not`:  {Forwarders: []string{"10.0.0.1:0"}},
+		`domain "." is not`:                    {Domain: "."},
+		`domain "a..b" is not`:                 {Domain: "a..b"},
+		`alt-domain ".x" is not`:               {AltDomain: ".x"},
+		`recursor "example.com" is not`:        {Recursors: []string{"example.com"}},
+		`recursor "10.0.0.1:0" is not`:         {Recursors: []string{"10.0.0.1:0"}},
+		`dns-service-ttl "a*b" has a * before`: {ServiceTTL: map[string]time.Duration{"a*b": 1}},
 	} {
 		cfg.Addr = "127.0.0.1:0"
 		err := New(cfg, nil).Run(t.Context(), func() { t.Error("ready in spite of the error") })
@@ -145,8 +148,8 @@ func BenchmarkAnswer(b *testing.B) {
 			req.SetEdns0(1232, false)
 			b.ReportAllocs()
 			for b.Loop() {
-				m, why := z.answer(snap, req, netip.IPv6Loopback())
-				finish(m, req, why, true)
+				m := z.answer(snap, req, netip.IPv6Loopback())
+				finish(m, req, transport{udp: true})
 				if _, err := m.Pack(); err != nil {
 					b.Fatal(err)
 				}

@@ -2,10 +2,16 @@ package dns
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	miekg "github.com/miekg/dns"
+
+	"github.com/fairlead-net/fairlead/internal/acl"
+	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/state"
 )
 
 // reverseAddr is the address that a canonical name under in-addr.arpa or
@@ -45,17 +51,13 @@ func reverseAddr(name string) (netip.Addr, bool) {
 }
 
 // reverse answers for the reverse name of an address: who holds it among our
-// endpoints and VIPs. The addresses of our networks that nobody holds are denied
-// here and not asked about elsewhere.
+// endpoints, nodes, instances and VIPs. The addresses of our networks that nobody
+// holds are denied here and not asked about elsewhere.
 func (a *answering) reverse(name string, ip netip.Addr) outcome {
 	ip = ip.Unmap()
 	_, a.negOwner, _ = strings.Cut(name, ".")
-	target := ""
-	if e := a.snap.EndpointByAddr(ip); e != nil {
-		target = string(e.Workload) + "." + string(e.Network) + "."
-	} else if v := a.snap.VIPByAddr(ip); v != nil {
-		target = string(v.Service) + ".virtual."
-	} else {
+	target := a.holder(ip)
+	if target == "" {
 		networks, _ := a.snap.Networks()
 		for _, n := range networks {
 			if inPool(n, ip) {
@@ -65,10 +67,101 @@ func (a *answering) reverse(name string, ip netip.Addr) outcome {
 		return elsewhere
 	}
 	a.negOwner = name
+	a.ttl = a.nodeTTL
 	if a.wants(miekg.TypePTR) {
-		if host := hostname(target + a.homeDomain()); host != "" {
+		if host := hostname(target); host != "" {
 			a.add(&miekg.PTR{Hdr: a.header(miekg.TypePTR), Ptr: host})
 		}
 	}
 	return found
+}
+
+// holder is the name of whoever holds an address, as far as the asker may know,
+// and "" if nobody does. Endpoints and VIPs have theirs below internal.
+func (a *answering) holder(ip netip.Addr) string {
+	if e := a.snap.EndpointByAddr(ip); e != nil {
+		return string(e.Workload) + "." + string(e.Network) + "." + internalDomain
+	}
+	suffix := "." + a.site + "." + a.zones.domains[0]
+	held := a.holds.of(a.snap, ip)
+	if held.node != "" && a.may.Allow(acl.Node, string(held.node), acl.Read) {
+		return string(held.node) + ".node" + suffix
+	}
+	for _, svc := range held.services {
+		if a.may.Allow(acl.Service, string(svc), acl.Read) {
+			return string(svc) + ".service" + suffix
+		}
+	}
+	if v := a.snap.VIPByAddr(ip); v != nil && a.may.Allow(acl.Service, string(v.Service), acl.Read) {
+		return string(v.Service) + ".virtual." + internalDomain
+	}
+	return ""
+}
+
+// holders remembers which nodes and instances have which addresses. It is a memo
+// of the snapshot and changes no answer.
+type holders struct{ memo atomic.Pointer[holderMemo] }
+
+type holderMemo struct {
+	nodes, services model.Index
+	by              map[netip.Addr]*held
+}
+
+// held is who has an address: a node, and services, those with a healthy instance
+// at it first.
+type held struct {
+	node     model.NodeName
+	services []model.ServiceName
+}
+
+func (h *holders) of(snap *state.Snapshot, ip netip.Addr) held {
+	nodes, nodeMark := snap.Nodes()
+	services, serviceMark := snap.Services()
+	memo := h.memo.Load()
+	if memo == nil || memo.nodes != nodeMark.Index || memo.services != serviceMark.Index {
+		memo = &holderMemo{nodes: nodeMark.Index, services: serviceMark.Index, by: map[netip.Addr]*held{}}
+		for _, n := range nodes {
+			if x := memo.at(n.Address); x != nil && x.node == "" {
+				x.node = n.Name
+			}
+			for _, tag := range []string{tagIPv4, tagIPv6} {
+				if x := memo.at(n.TaggedAddresses[tag]); x != nil && x.node == "" {
+					x.node = n.Name
+				}
+			}
+		}
+		for _, healthy := range []bool{true, false} {
+			for _, svc := range services {
+				memo.add(svc, healthy)
+			}
+		}
+		h.memo.Store(memo)
+	}
+	if x := memo.by[ip]; x != nil {
+		return *x
+	}
+	return held{}
+}
+
+func (m *holderMemo) add(svc *state.Service, healthy bool) {
+	for _, i := range svc.Members {
+		if (i.Status() != model.Critical) != healthy {
+			continue
+		}
+		if x := m.at(i.Instance.Address); x != nil && !slices.Contains(x.services, svc.Name) {
+			x.services = append(x.services, svc.Name)
+		}
+	}
+}
+
+func (m *holderMemo) at(addr string) *held {
+	ip, err := netip.ParseAddr(addr)
+	if err != nil {
+		return nil
+	}
+	ip = ip.Unmap().WithZone("")
+	if m.by[ip] == nil {
+		m.by[ip] = &held{}
+	}
+	return m.by[ip]
 }

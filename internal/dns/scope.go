@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -129,22 +130,40 @@ func (a *answering) reach(m *state.Member) reach {
 		}
 		return r
 	}
-	ip, err := netip.ParseAddr(m.Addr())
-	if err != nil {
-		if a.where().outside {
-			r.host, r.port = hostname(m.Addr()), uint16(m.Instance.Port)
-		}
-		return r
+	main := netip.Addr{}
+	if ip, err := netip.ParseAddr(m.Addr()); err == nil {
+		main = ip.Unmap().WithZone("")
+		r.atNode = m.Instance.Address == ""
+		a.at(&r, main, m.Instance.Port)
 	}
-	ip = ip.Unmap().WithZone("")
-	p := model.Place{Addr: ip, Port: uint16(m.Instance.Port)}
+	// A tagged address tells the other family's, or that of a name.
+	for _, tag := range []string{tagIPv4, tagIPv6} {
+		tagged, ok := m.Instance.TaggedAddresses[tag]
+		if !ok && m.Instance.Address == "" {
+			tagged = model.ServiceAddress{Address: m.Node.TaggedAddresses[tag]}
+		}
+		ip, err := netip.ParseAddr(tagged.Address)
+		ip = ip.Unmap().WithZone("")
+		if err != nil || ip.Is4() != (tag == tagIPv4) || main.IsValid() && ip.Is4() == main.Is4() {
+			continue
+		}
+		a.at(&r, ip, cmp.Or(tagged.Port, m.Instance.Port))
+		main = ip
+	}
+	if !main.IsValid() && a.where().outside {
+		r.host, r.port = hostname(m.Addr()), uint16(m.Instance.Port)
+	}
+	return r
+}
+
+// at considers an address of an instance that names no places.
+func (a *answering) at(r *reach, ip netip.Addr, port int) {
+	p := model.Place{Addr: ip, Port: uint16(port)}
 	// An instance may have been registered by nothing but an endpoint's address.
 	if e := a.snap.EndpointByAddr(ip); e != nil {
 		p.Network = e.Network
 	}
-	r.atNode = m.Instance.Address == ""
-	a.consider(&r, p)
-	return r
+	a.consider(r, p)
 }
 
 func (a *answering) consider(r *reach, p model.Place) {

@@ -2,12 +2,14 @@ package dns
 
 import (
 	"context"
+	crand "crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,6 +31,8 @@ type Server struct {
 	zones   *zones
 	forward *forwarder
 	metrics *metrics
+	cookies cookies
+	far     farAskers
 
 	host atomic.Pointer[hostAddrs]
 	// at is where we listen, for those who must not wait for mu.
@@ -59,8 +63,13 @@ func New(cfg Config, r Reader) *Server {
 	s.cfgErr = errors.Join(errs[:]...)
 	if s.zones != nil {
 		s.zones.shuffle = rand.Shuffle
+		s.zones.random = rand.Float64
 		s.zones.isHost = s.isHost
+		s.zones.may = cfg.Authorizer
 	}
+	var secret [16]byte
+	_, _ = crand.Read(secret[:]) // it never fails
+	s.cookies = newCookies(secret)
 	return s
 }
 
@@ -200,65 +209,108 @@ func (s *Server) answersAt(to netip.AddrPort) bool {
 	return false
 }
 
-// hostAddrs are this host's own addresses as of a moment.
+// hostAddrs are this host's own addresses as of a moment, and the networks that
+// they are in.
 type hostAddrs struct {
-	at  time.Time
-	set map[netip.Addr]bool
+	at       time.Time
+	set      map[netip.Addr]bool
+	networks []netip.Prefix
 }
 
 // isHost reports whether an address is one of this host's.
 func (s *Server) isHost(a netip.Addr) bool {
 	a = a.Unmap().WithZone("")
-	if a.IsLoopback() {
-		return true
-	}
-	known := s.host.Load()
-	if known == nil || time.Since(known.at) > hostAddrsFor {
-		known = &hostAddrs{at: time.Now(), set: map[netip.Addr]bool{}}
-		list, err := net.InterfaceAddrs()
-		if err != nil {
-			s.log.Warn("cannot list this host's addresses", "error", err)
-		}
-		for _, addr := range list {
-			if p, err := netip.ParsePrefix(addr.String()); err == nil {
-				known.set[p.Addr().Unmap()] = true
-			}
-		}
-		s.host.Store(known)
-	}
-	return known.set[a]
+	return a.IsLoopback() || s.hostAddrs().set[a]
 }
 
-// serve answers one query. ctx ends with its listener.
-func (s *Server) serve(ctx context.Context, w miekg.ResponseWriter, req *miekg.Msg) {
-	_, udp := w.RemoteAddr().(*net.UDPAddr)
-	m, why := s.reply(ctx, req, addrPort(w.RemoteAddr()).Addr())
-	finish(m, req, why, udp)
-	wire, err := m.Pack()
+// besideHost reports whether an address is in a network that this host is in.
+func (s *Server) besideHost(a netip.Addr) bool {
+	return slices.ContainsFunc(s.hostAddrs().networks, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+func (s *Server) hostAddrs() *hostAddrs {
+	known := s.host.Load()
+	if known != nil && time.Since(known.at) <= hostAddrsFor {
+		return known
+	}
+	known = &hostAddrs{at: time.Now(), set: map[netip.Addr]bool{}}
+	list, err := net.InterfaceAddrs()
 	if err != nil {
-		s.log.Error("cannot encode a DNS reply", "question", questionText(req), "error", err)
-		m = newReply(req)
-		m.Rcode = miekg.RcodeServerFailure
-		if wire, err = m.Pack(); err != nil {
-			return
+		s.log.Warn("cannot list this host's addresses", "error", err)
+	}
+	for _, addr := range list {
+		if p, err := netip.ParsePrefix(addr.String()); err == nil {
+			known.set[p.Addr().Unmap()] = true
+			known.networks = append(known.networks, p.Masked())
 		}
 	}
-	s.metrics.replied(m)
-	// Who asked and does not wait for the answer is no fault of ours.
-	_, _ = w.Write(wire)
+	s.host.Store(known)
+	return known
+}
+
+// serve answers one query, nil for no answer. ctx ends with its listener.
+func (s *Server) serve(ctx context.Context, req *miekg.Msg, from netip.Addr, udp bool) []byte {
+	asker := from.Unmap().WithZone("")
+	now, near := time.Now(), s.isNear(asker)
+	t := transport{udp: udp, limit: s.cfg.UDPAnswerLimit}
+	cookie, proved, ok := s.cookies.check(req, asker, now)
+	t.cookie, t.far = cookie, udp && !near && !proved
+	var r response
+	var more ede
+	switch {
+	case !ok:
+		r = response{Msg: newReply(req), why: ede{miekg.ExtendedErrorCodeOther, "the cookie has a length that none has"}}
+		r.Rcode = miekg.RcodeFormatError
+	case t.far && !s.far.take(asker, now):
+		s.metrics.limited.Inc()
+		r = response{Msg: newReply(req)}
+		r.Truncated = true
+	default:
+		r, more = s.reply(ctx, req, asker, near)
+	}
+	finish(r, req, t, more)
+	wire, err := r.Pack()
+	if err != nil {
+		s.log.Error("cannot encode a DNS reply", "question", questionText(req), "error", err)
+		r.Msg = newReply(req)
+		r.Rcode = miekg.RcodeServerFailure
+		if wire, err = r.Pack(); err != nil {
+			return nil
+		}
+	}
+	s.metrics.replied(r.Msg)
+	return wire
 }
 
 // reply answers from the snapshot, and asks other resolvers for what is not ours.
-func (s *Server) reply(ctx context.Context, req *miekg.Msg, asker netip.Addr) (*miekg.Msg, ede) {
-	m, why := s.zones.answer(s.reader.Snapshot(), req, asker)
-	if m == nil {
-		return s.relay(ctx, req)
+// It also says if the answer may be out of date.
+func (s *Server) reply(ctx context.Context, req *miekg.Msg, asker netip.Addr, near bool) (response, ede) {
+	r := s.zones.answer(s.reader.Snapshot(), req, asker)
+	if r.Msg == nil {
+		return s.relay(ctx, req, near)
 	}
-	m.RecursionAvailable = s.forward.configured()
-	if alias := openAlias(m, req); alias != "" && req.RecursionDesired && s.forward.configured() {
-		s.follow(ctx, m, req, alias)
+	r.RecursionAvailable = s.forward.configured() && near
+	if alias := openAlias(r.Msg, req); alias != "" && req.RecursionDesired && r.RecursionAvailable {
+		s.follow(ctx, r.Msg, req, alias)
 	}
-	return m, why
+	if s.cfg.StaleFor == nil || !r.Authoritative {
+		return r, ede{}
+	}
+	age := s.cfg.StaleFor()
+	if age <= 0 {
+		return r, ede{}
+	}
+	since := "no server has been in contact for " + age.Round(time.Second).String()
+	if s.cfg.MaxStale > 0 && age > s.cfg.MaxStale {
+		m := newReply(req)
+		m.Rcode = miekg.RcodeServerFailure
+		return response{Msg: m, why: ede{miekg.ExtendedErrorCodeNoReachableAuthority, since + ", longer than dns-max-stale (" + s.cfg.MaxStale.String() + ")"}}, ede{}
+	}
+	code := miekg.ExtendedErrorCodeStaleAnswer
+	if r.Rcode == miekg.RcodeNameError {
+		code = miekg.ExtendedErrorCodeStaleNXDOMAINAnswer
+	}
+	return r, ede{code, since}
 }
 
 // openAlias is the name at the end of an answer that ends in an alias for
@@ -279,8 +331,8 @@ func openAlias(m, req *miekg.Msg) string {
 func (s *Server) follow(ctx context.Context, m, req *miekg.Msg, alias string) {
 	ask := req.Copy()
 	ask.Question[0].Name = alias
-	rest, err := s.forward.ask(ctx, ask)
-	s.metrics.forward(err)
+	rest, from, err := s.forward.ask(ctx, ask)
+	s.metrics.forward(from)
 	if err != nil || !useful(rest.Rcode) {
 		return
 	}
@@ -289,22 +341,34 @@ func (s *Server) follow(ctx context.Context, m, req *miekg.Msg, alias string) {
 	m.Rcode = rest.Rcode
 }
 
-// relay answers with what another resolver says.
-func (s *Server) relay(ctx context.Context, req *miekg.Msg) (*miekg.Msg, ede) {
+// relay answers with what another resolver says. It does so for nobody but whoever
+// is near: a resolver that is open to all is a weapon (RFC 5358).
+func (s *Server) relay(ctx context.Context, req *miekg.Msg, near bool) (response, ede) {
 	m := newReply(req)
 	if !s.forward.configured() {
 		m.Rcode = miekg.RcodeRefused
-		return m, ede{miekg.ExtendedErrorCodeNotAuthoritative, "only " + strings.Join(s.zones.domains, " and ") + " are served here, and no resolver to forward to is configured"}
+		return response{Msg: m, why: ede{miekg.ExtendedErrorCodeNotAuthoritative, "only " + strings.Join(s.zones.domains, " and ") + " are served here, and no resolver to forward to is configured"}}, ede{}
 	}
-	got, err := s.forward.ask(ctx, req)
-	s.metrics.forward(err)
+	if !near {
+		m.Rcode = miekg.RcodeRefused
+		return response{Msg: m, why: ede{miekg.ExtendedErrorCodeProhibited, "other names are answered only to private addresses and to the networks that this host is in"}}, ede{}
+	}
+	got, from, err := s.forward.ask(ctx, req)
+	s.metrics.forward(from)
 	if err != nil {
 		m.Rcode = miekg.RcodeServerFailure
 		m.RecursionAvailable = true
 		s.log.Debug("forwarding failed", "question", questionText(req), "error", err)
-		return m, ede{miekg.ExtendedErrorCodeNoReachableAuthority, strings.ReplaceAll(err.Error(), "\n", "; ")}
+		return response{Msg: m, why: ede{miekg.ExtendedErrorCodeNoReachableAuthority, strings.ReplaceAll(err.Error(), "\n", "; ")}}, ede{}
 	}
-	return got, ede{}
+	if from == fromStale {
+		code := miekg.ExtendedErrorCodeStaleAnswer
+		if got.Rcode == miekg.RcodeNameError {
+			code = miekg.ExtendedErrorCodeStaleNXDOMAINAnswer
+		}
+		return response{Msg: got, why: ede{code, "no resolver could be asked; this was true a while ago"}}, ede{}
+	}
+	return response{Msg: got}, ede{}
 }
 
 func questionText(m *miekg.Msg) string {

@@ -1,14 +1,19 @@
 package dns
 
 import (
-	"fmt"
+	"cmp"
+	"errors"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	miekg "github.com/miekg/dns"
 
+	"github.com/fairlead-net/fairlead/internal/acl"
 	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/prepared"
 	"github.com/fairlead-net/fairlead/internal/state"
 )
 
@@ -18,36 +23,112 @@ import (
 // the name exists: Consul does so, and its clients fail over by it.
 func (a *answering) service(name, tag string) outcome {
 	svc := a.findService(name)
-	matched := 0
-	live := make([]*state.Member, 0, len(svc.Members))
-	for _, m := range svc.Members {
+	if !a.may.Allow(acl.Service, string(svc.Name), acl.Read) {
+		a.prohibit("the service %s may not be read", name)
+		return nowhere
+	}
+	a.ttl = a.ttlOf(svc.Name)
+	return a.choose(name, tag, svc.Members, func(m *state.Member) bool {
+		return a.may.Allow(acl.Node, string(m.Instance.Node), acl.Read)
+	})
+}
+
+// connect answers for the instances at which a service is to be had with mutual
+// TLS: its proxies, and itself if it speaks it.
+func (a *answering) connect(name, tag string) outcome {
+	svc := a.findService(name)
+	a.ttl = a.ttlOf(svc.Name)
+	return a.choose(name, tag, prepared.Connected(a.snap, svc.Name), func(m *state.Member) bool {
+		return prepared.Visible(a.may, m)
+	})
+}
+
+// choose answers with those of a service's instances that have a tag, may be seen
+// and are well, and says why if there is none.
+func (a *answering) choose(name, tag string, members []*state.Member, seen func(*state.Member) bool) outcome {
+	matched, hidden := 0, 0
+	live := make([]*state.Member, 0, len(members))
+	for _, m := range members {
 		if tag != "" && !hasTag(m.Instance, tag) {
 			continue
 		}
-		if matched++; m.Status() != model.Critical {
+		if !seen(m) {
+			hidden++
+			continue
+		}
+		matched++
+		if status := m.Status(); status == model.Passing || status == model.Warning && !a.onlyPassing {
 			live = append(live, m)
 		}
 	}
-	if len(live) == 0 {
-		if matched > 0 {
-			a.why = ede{miekg.ExtendedErrorCodeOther, fmt.Sprintf("no instance of %s is healthy (critical: %d)", name, matched)}
+	switch {
+	case len(live) > 0:
+		a.rotate(live)
+		return a.instances(name, live)
+	case matched > 0 && a.onlyPassing:
+		a.explain("no instance of %s passes its checks (there are %d)", name, matched)
+	case matched > 0:
+		a.explain("no instance of %s is healthy (critical: %d)", name, matched)
+	case hidden > 0:
+		a.prohibit("what answers for %s may not be read", name)
+	case len(members) > 0:
+		a.explain("no instance of %s has the tag %s", name, tag)
+	default:
+		a.explain("no service %s is registered", name)
+	}
+	return nowhere
+}
+
+// query answers for a prepared query. Its instances come in the order that it
+// asks for.
+func (a *answering) query(name string) outcome {
+	res, err := a.queries.Run(a.snap, prepared.Ask{Name: name, IP: a.client, Authorizer: a.may})
+	switch {
+	case errors.Is(err, prepared.ErrNotFound):
+		a.explain("no prepared query matches %s", name)
+		return nowhere
+	case errors.Is(err, prepared.ErrToken):
+		a.prohibit("the query %s brings a token that means nothing", name)
+		return nowhere
+	case err != nil:
+		a.explain("%v", err)
+		return nowhere
+	}
+	a.personal = res.Query.Service.Near == prepared.NearIP
+	a.ttl = a.ttlOf(model.ServiceName(res.Query.Service.Service))
+	if ttl, err := time.ParseDuration(res.Query.DNS.TTL); err == nil {
+		a.ttl = seconds(ttl)
+	}
+	if len(res.Members) == 0 {
+		if res.Filtered {
+			a.prohibit("what the query %s finds may not be read", name)
+		} else {
+			a.explain("the query %s finds no healthy instance of %s", name, res.Query.Service.Service)
 		}
 		return nowhere
 	}
-	a.mix(len(live), func(i, j int) { live[i], live[j] = live[j], live[i] })
+	return a.instances(name, res.Members)
+}
+
+// instances answers with instances, in their order.
+func (a *answering) instances(name string, live []*state.Member) outcome {
 	a.expect(len(live))
 	var reached given
 	for _, m := range live {
 		if r := a.reach(m); r.any() {
 			reached.any = true
-			if a.wants(miekg.TypeSRV) {
+			switch {
+			case a.qtype == miekg.TypeTXT:
+				a.text(m.Instance.Meta)
+				continue
+			case a.wants(miekg.TypeSRV):
 				a.srv(m, &r, &reached)
 			}
 			a.serviceAddr(&r, &reached)
 		}
 	}
 	if !reached.any {
-		a.why = ede{miekg.ExtendedErrorCodeOther, fmt.Sprintf("%s is healthy, but the asker can reach none of its instances (%d)", name, len(live))}
+		a.explain("%s is healthy, but the asker can reach none of its instances (%d)", name, len(live))
 	}
 	// A name with an alias can have nothing else (RFC 1034, 3.6.2), so instances
 	// known only by a host's name count when there are no others, and then one
@@ -56,6 +137,32 @@ func (a *answering) service(name, tag string) outcome {
 		return a.cname(reached.alias)
 	}
 	return found
+}
+
+// rotate puts instances in a random order, in which one with more weight tends to
+// come earlier: what does not fit, and what is never tried, is at the end.
+// (Efraimidis and Spirakis, Weighted random sampling with a reservoir, 2006.)
+func (a *answering) rotate(live []*state.Member) {
+	same := func(m *state.Member) bool { return weight(m) == weight(live[0]) }
+	if a.random == nil || !slices.ContainsFunc(live, func(m *state.Member) bool { return !same(m) }) {
+		a.mix(len(live), func(i, j int) { live[i], live[j] = live[j], live[i] })
+		return
+	}
+	type drawn struct {
+		m   *state.Member
+		key float64
+	}
+	all := make([]drawn, len(live))
+	for i, m := range live {
+		all[i] = drawn{m, math.Inf(1)}
+		if w := weight(m); w > 0 {
+			all[i].key = -math.Log(1-a.random()) / float64(w)
+		}
+	}
+	slices.SortStableFunc(all, func(x, y drawn) int { return cmp.Compare(x.key, y.key) })
+	for i := range all {
+		live[i] = all[i].m
+	}
 }
 
 // aliasFits reports whether an alias answers what was asked for; ANY has the SRV
@@ -68,6 +175,7 @@ func (a *answering) aliasFits() bool {
 type given struct {
 	any     bool   // one can be reached
 	addr    bool   // one has an address
+	count   int    // of the addresses
 	alias   string // the first host's name
 	addrs   addrSet
 	targets map[string]bool // with glue
@@ -100,7 +208,8 @@ func (a *answering) serviceAddr(r *reach, to *given) {
 			continue
 		}
 		to.addr = true
-		if a.wants(addrType(ip)) && to.addrs.add(ip) {
+		if a.wants(addrType(ip)) && (a.aLimit <= 0 || to.count < a.aLimit) && to.addrs.add(ip) {
+			to.count++
 			a.addAddr(ip)
 		}
 	}
@@ -157,9 +266,15 @@ func (a *answering) addTarget(m *state.Member, r *reach, port uint16, v4, v6 net
 // instances would cost every caller that prefers IPv6 a failed attempt.
 func (a *answering) virtual(name string) outcome {
 	svc := a.findService(name)
-	if svc.VIP == nil {
+	if !a.may.Allow(acl.Service, string(svc.Name), acl.Read) {
+		a.prohibit("the service %s may not be read", name)
 		return nowhere
 	}
+	if svc.VIP == nil {
+		a.explain("no service %s has a virtual address", name)
+		return nowhere
+	}
+	a.ttl = a.ttlOf(svc.Name)
 	has4, has6 := families(svc)
 	if has4 || !has6 {
 		a.addAddr(svc.VIP.V4)

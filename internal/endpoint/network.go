@@ -177,7 +177,7 @@ func (s *Set) dropNetwork(ctx context.Context, name model.NetworkName) error {
 
 // spokenFor are the labels that have a meaning of their own in front of our
 // domains: nobody in a network of that name could be found as NAME.NETWORK.internal.
-var spokenFor = []string{"service", "node", "virtual", "addr"}
+var spokenFor = []string{"service", "node", "virtual", "addr", "query", "connect", "ingress"}
 
 // draftNetwork fills in what the asker left open and refuses what cannot be.
 func (s *Set) draftNetwork(ctx context.Context, n model.Network) (model.Network, error) {
