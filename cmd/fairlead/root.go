@@ -74,6 +74,7 @@ Run it:  fairlead agent --dev`,
 		agentCommand(), downCommand(), demoCommand(),
 		networkCommand(o), runCommand(o), psCommand(o), stopCommand(o),
 		serviceCommand(o), kvCommand(o), snapshotCommand(o), dnsCommand(o),
+		configCommand(o), importCommand(o),
 		statusCommand(o), versionCommand(o), docsCommand(),
 	)
 	root.SetHelpCommand(helpCommand())
