@@ -9,6 +9,7 @@ import (
 
 	miekg "github.com/miekg/dns"
 
+	"github.com/fairlead-net/fairlead/internal/acl"
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/state"
 )
@@ -42,8 +43,8 @@ func everything(f *testing.F) *state.Snapshot {
 	return st.Snapshot()
 }
 
-// FuzzPacket answers any packet at all. Whatever comes out fits the asker and
-// is a reply to the question.
+// FuzzPacket answers any packet at all, from here and from afar. Whatever comes
+// out fits the asker and is a reply to the question.
 func FuzzPacket(f *testing.F) {
 	snap := everything(f)
 	add := func(name string, qtype uint16) {
@@ -67,36 +68,72 @@ func FuzzPacket(f *testing.F) {
 		add(n, miekg.TypeSRV)
 		add(n, miekg.TypeANY)
 	}
-	z := New(Config{Node: "n1"}, nil).zones
-	z.isHost = nil
-	asker := netip.MustParseAddr("10.210.0.4")
+	optioned := func(options ...miekg.EDNS0) {
+		req := new(miekg.Msg)
+		req.SetQuestion("web.service.consul.", miekg.TypeSRV)
+		req.SetEdns0(900, false)
+		req.IsEdns0().Option = options
+		wire, err := req.Pack()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(wire, true)
+		f.Add(wire, false)
+	}
+	cookie := func(hex string) miekg.EDNS0 { return &miekg.EDNS0_COOKIE{Code: miekg.EDNS0COOKIE, Cookie: hex} }
+	optioned(cookie("0102030405060708"))
+	optioned(cookie("01020304050607080100000000000000aabbccddeeff0011"))
+	optioned(cookie("0102"), cookie(""))
+	optioned(&miekg.EDNS0_SUBNET{Code: miekg.EDNS0SUBNET, Family: 1, SourceNetmask: 24, Address: []byte{192, 0, 2, 0}}, &miekg.EDNS0_TCP_KEEPALIVE{Code: miekg.EDNS0TCPKEEPALIVE})
+	optioned(&miekg.EDNS0_SUBNET{Code: miekg.EDNS0SUBNET, Family: 2, SourceNetmask: 128, SourceScope: 1, Address: make([]byte, 16)}, &miekg.EDNS0_EDE{InfoCode: 1, ExtraText: "x"})
+	s := New(Config{Node: "n1", Resolve: func(string) (acl.Authorizer, error) { return acl.DenyAll(), nil }}, fixed{snap})
+	s.zones.isHost = nil
+	near, far := netip.MustParseAddr("10.210.0.4"), netip.MustParseAddr("198.51.100.1")
 	f.Fuzz(func(t *testing.T, wire []byte, udp bool) {
+		s.far = farAskers{}
+		overTCP := s.answerWire(t.Context(), wire, near)
 		req := new(miekg.Msg)
 		if req.Unpack(wire) != nil {
 			return
 		}
-		m := z.answer(snap, req, asker)
-		if m.Msg == nil {
-			m.Msg = downstream(upstream(req), req)
+		limit := miekg.MaxMsgSize
+		if udp {
+			limit = miekg.MinMsgSize
+			if opt := req.IsEdns0(); opt != nil {
+				limit = max(limit, int(opt.UDPSize()))
+			}
 		}
-		finish(m, req, transport{udp: udp})
-		out, err := m.Pack()
-		if err != nil {
-			t.Fatalf("cannot pack the reply to %v: %v", req, err)
+		for _, asker := range []netip.Addr{near, far} {
+			out := s.serve(t.Context(), req, asker, udp)
+			if out == nil || len(out) > limit || udp && asker == far && len(out) > max(ourUDPSize, miekg.MinMsgSize) {
+				t.Fatalf("%d bytes for %s, who takes %d", len(out), asker, limit)
+			}
+			if out[0] != wire[0] || out[1] != wire[1] || out[2]>>7 != 1 {
+				t.Fatalf("% x is no reply to % x", out[:12], wire[:12])
+			}
+			if new(miekg.Msg).Unpack(out) != nil {
+				t.Fatalf("% x cannot be read", out)
+			}
 		}
-		size := miekg.MaxMsgSize
-		if opt := req.IsEdns0(); udp && opt != nil {
-			size = max(miekg.MinMsgSize, int(opt.UDPSize()))
-		} else if udp {
-			size = miekg.MinMsgSize
+		if overTCP != nil && (overTCP[0] != wire[0] || overTCP[1] != wire[1]) {
+			t.Fatalf("% x is no reply to % x", overTCP[:12], wire[:12])
 		}
-		if len(out) > size {
-			t.Fatalf("%d bytes, %d asked for", len(out), size)
-		}
-		if m.Id != req.Id {
-			t.Fatalf("id %d in the reply to %d", m.Id, req.Id)
+		relayed := response{Msg: downstream(upstream(oneQuestion(req)), req)}
+		finish(relayed, req, transport{udp: udp})
+		if _, err := relayed.Pack(); err != nil {
+			t.Fatalf("cannot pack the relayed reply to %v: %v", req, err)
 		}
 	})
+}
+
+// oneQuestion is req with a question, for what only sees queries that have one.
+func oneQuestion(req *miekg.Msg) *miekg.Msg {
+	if len(req.Question) == 1 {
+		return req
+	}
+	req = req.Copy()
+	req.SetQuestion("example.com.", miekg.TypeA)
+	return req
 }
 
 func FuzzReverse(f *testing.F) {

@@ -50,7 +50,7 @@ func (f *farAskers) take(asker netip.Addr, now time.Time) bool {
 		b = &bucket{tokens: farBurst, at: now}
 		f.by[network] = b
 	}
-	b.tokens = min(farBurst, b.tokens+farRate*now.Sub(b.at).Seconds())
+	b.tokens = min(farBurst, b.tokens+farRate*max(0, now.Sub(b.at).Seconds()))
 	b.at = now
 	if b.tokens < 1 {
 		return false
