@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Brings the programs that the tests run as clients into bin/clients: prometheus and haproxy from Debian's packages, and the
-# npm package consul. They are unpacked and not installed, so that this machine gets no services of theirs.
+# Brings the programs that the tests run as clients into bin/clients: prometheus and haproxy from Debian's packages, the npm
+# package consul, and Prometheus' consul_sd, which Debian leaves out, as a program of its own. The packages are unpacked and not installed, so that this machine gets no services of theirs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 to=$PWD/bin/clients
@@ -43,3 +43,5 @@ if ! cmp -s "$lock" "$to/node/package-lock.json" || ! [ -d "$to/node/node_module
 	cp internal/compat/testdata/node/package.json "$lock" "$to/node/"
 	(cd "$to/node" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error)
 fi
+
+(cd internal/compat/testdata/consulsd && CGO_ENABLED=0 go build -trimpath -o "$to/consulsd" .)

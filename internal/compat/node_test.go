@@ -22,12 +22,13 @@ critical 0
 watched [0,1]
 catalog ["api","consul"] 9000
 nodes ["n1"] ["dc1"]
-checks [["service:api","passing"]]
+checks [["service:api-1","passing"]]
 kv true red ["node/colour"]
-cas false undefined
+cas false none
 lock true true
 renew job 1
-release true true
+release true
+sessions 0
 txn 1
 event deploy 1
 query 1

@@ -21,7 +21,7 @@ const until = async (n) => {
   while (changes.at(-1) !== n) await new Promise((done) => waiters.push(done));
 };
 await until(0);
-await consul.agent.check.pass({ id: "service:api", note: "warm" });
+await consul.agent.check.pass({ id: "service:api-1", note: "warm" });
 await until(1);
 print("watched", changes);
 watch.end();
@@ -31,12 +31,14 @@ print("nodes", (await consul.catalog.node.list()).map((n) => n.Node), (await con
 print("checks", (await consul.health.checks("api")).map((c) => [c.CheckID, c.Status]));
 
 print("kv", await consul.kv.set("node/colour", "red"), (await consul.kv.get("node/colour")).Value, await consul.kv.keys("node/"));
-print("cas", await consul.kv.set({ key: "node/colour", value: "blue", cas: "1" }), await consul.kv.get("node/none"));
+print("cas", Boolean(await consul.kv.set({ key: "node/colour", value: "blue", cas: "1" })), (await consul.kv.get("node/none")) ?? "none");
 
 const { ID: session } = await consul.session.create({ name: "job", ttl: "10s", lockdelay: "1s", behavior: "release" });
 print("lock", await consul.kv.set({ key: "node/lock", value: "me", acquire: session }), (await consul.kv.get("node/lock")).Session === session);
 print("renew", (await consul.session.renew(session))[0].Name, (await consul.session.list()).length);
-print("release", await consul.kv.set({ key: "node/lock", value: "", release: session }), await consul.session.destroy(session));
+print("release", await consul.kv.set({ key: "node/lock", value: "", release: session }));
+await consul.session.destroy(session);
+print("sessions", (await consul.session.list()).length);
 
 print("txn", (await consul.transaction.create([{ KV: { Verb: "set", Key: "node/t", Value: Buffer.from("1").toString("base64") } }])).Results.length);
 const event = await consul.event.fire({ name: "deploy", payload: "53" });
