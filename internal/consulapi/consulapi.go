@@ -53,7 +53,7 @@ type Config struct {
 	// KVMaxValueSize is larger; 0 means DefaultTxnMaxReqSize.
 	TxnMaxReqSize int64
 	// SessionTTLMin is the shortest TTL of a session; 0 means
-	// model.DefaultSessionTTLMin.
+	// model.MinSessionTTL.
 	SessionTTLMin time.Duration
 	// DefaultACLPolicy is what tokens may do that no rule speaks of, as clients are
 	// told: "allow" (which empty means) or "deny".
@@ -146,7 +146,7 @@ func New(cfg Config, d Deps) http.Handler {
 		cfg.TxnMaxReqSize = DefaultTxnMaxReqSize
 	}
 	if cfg.SessionTTLMin == 0 {
-		cfg.SessionTTLMin = model.DefaultSessionTTLMin
+		cfg.SessionTTLMin = model.MinSessionTTL
 	}
 	if cfg.MaxBodySize == 0 {
 		cfg.MaxBodySize = DefaultMaxBodySize

@@ -6,13 +6,14 @@ import (
 	"time"
 )
 
-// ErrUnknownSession: there is no such session, or no longer.
+// ErrUnknownSession says that there is no such session, or no longer.
 var ErrUnknownSession = errors.New("unknown session")
 
 // Times of sessions; the values are Consul's.
 const (
-	// DefaultSessionTTLMin is the shortest TTL that a session may ask for.
-	DefaultSessionTTLMin = 10 * time.Second
+	// MinSessionTTL is the shortest TTL that a session may ask for, unless the
+	// site is set otherwise.
+	MinSessionTTL = 10 * time.Second
 	// SessionTTLMax is the longest.
 	SessionTTLMax = 24 * time.Hour
 	// DefaultLockDelay is the lock delay of a session that asked for none.

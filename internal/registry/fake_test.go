@@ -115,7 +115,20 @@ func (f *fake) holds(c store.Compare) bool {
 	return true
 }
 
+// sound panics over a transaction that the store would not take.
+func sound(t store.Txn) {
+	seen := map[string]bool{}
+	for _, p := range t.Puts {
+		under := func(prefix string) bool { return strings.HasPrefix(p.Key, prefix) }
+		if seen[p.Key] || slices.Contains(t.Deletes, p.Key) || slices.ContainsFunc(t.DeletePrefixes, under) {
+			panic("put twice, or put and deleted: " + p.Key)
+		}
+		seen[p.Key] = true
+	}
+}
+
 func (f *fake) change(t store.Txn) []state.Change {
+	sound(t)
 	var changes []state.Change
 	add := func(c state.Change, visible bool, err error) {
 		if err != nil {

@@ -50,3 +50,23 @@ func (qs *queues) enter(ctx context.Context, name string) (leave func(), err err
 		return nil, ctx.Err()
 	}
 }
+
+// enterAll waits for its turn in several queues. Names have to be sorted: then no
+// two callers can wait for each other.
+func (qs *queues) enterAll(ctx context.Context, names []string) (leave func(), err error) {
+	var entered []func()
+	leave = func() {
+		for _, l := range entered {
+			l()
+		}
+	}
+	for _, name := range names {
+		l, err := qs.enter(ctx, name)
+		if err != nil {
+			leave()
+			return nil, err
+		}
+		entered = append(entered, l)
+	}
+	return leave, nil
+}

@@ -165,7 +165,7 @@ func (p *reaper) visit(ctx context.Context, pl *plot, snap *state.Snapshot, now 
 
 func (pl *plot) changed(snap *state.Snapshot) bool {
 	for i, t := range pl.tables {
-		if pl.seen == nil || snap.Mark(t).Index != pl.seen[i] {
+		if i >= len(pl.seen) || snap.Mark(t).Index != pl.seen[i] {
 			return true
 		}
 	}

@@ -95,7 +95,7 @@ func TestTimeRunsOut(t *testing.T) {
 		if !e.alive(id) {
 			t.Error("ended too early")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if kv, _ := e.snap().KV("k"); e.alive(id) || kv != nil {
 			t.Errorf("after its time: alive %v, entry %+v", e.alive(id), kv)

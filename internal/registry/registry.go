@@ -55,7 +55,7 @@ type Config struct {
 	// Prefix means that services get none.
 	VIPPool6 netip.Prefix
 	// SessionTTLMin is the shortest TTL of a session; 0 means
-	// model.DefaultSessionTTLMin.
+	// model.MinSessionTTL.
 	SessionTTLMin time.Duration
 	// ACLResetFile is the file that allows a second ACL bootstrap when it holds
 	// the index that the refusal of one names; empty for none. It is removed then.
@@ -80,7 +80,7 @@ func New(c Committer, st *state.State, cfg Config) *Registry {
 		cfg.VIPPool4 = DefaultVIPPool4
 	}
 	if cfg.SessionTTLMin == 0 {
-		cfg.SessionTTLMin = model.DefaultSessionTTLMin
+		cfg.SessionTTLMin = model.MinSessionTTL
 	}
 	log := cfg.Log
 	if log == nil {

@@ -33,13 +33,11 @@ func (r *Registry) Transact(ctx context.Context, ops []model.TxnOp) ([]model.Txn
 		return t.outcome(snap.Index())
 	}
 	const what = "commit a transaction"
-	for _, name := range txnQueues(ops) {
-		leave, err := r.queues.enter(ctx, name)
-		if err != nil {
-			return nil, nil, 0, fmt.Errorf("%s: %w", what, err)
-		}
-		defer leave()
+	leave, err := r.queues.enterAll(ctx, txnQueues(ops))
+	if err != nil {
+		return nil, nil, 0, fmt.Errorf("%s: %w", what, err)
 	}
+	defer leave()
 	index, err := r.write(ctx, what, func(snap *state.Snapshot, p *plan) {
 		t = newOverlay(snap, p)
 		if t.run(ops); len(t.failed) > 0 {

@@ -12,7 +12,7 @@ import (
 	"github.com/fairlead-net/fairlead/internal/model"
 )
 
-// ErrNoLease: the lease has run out or was revoked; what hung on it is gone.
+// ErrNoLease says that the lease has run out or was revoked; what hung on it is gone.
 var ErrNoLease = errors.New("the lease has run out")
 
 // GrantLease makes a lease that runs out ttl after its last renewal; ttl is
