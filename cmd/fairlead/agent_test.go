@@ -86,6 +86,8 @@ func (a *agent) serve(w http.ResponseWriter, r *http.Request) {
 	switch path := r.URL.Path; {
 	case strings.HasPrefix(path, "/v1/kv/"):
 		a.serveKV(w, r, strings.TrimPrefix(path, "/v1/kv/"), body)
+	case strings.HasPrefix(path, "/v1/acl/"):
+		serveACL(w, r, strings.TrimPrefix(path, "/v1/acl/"), body)
 	case path == "/v1/agent/service/register":
 		a.register(w, body)
 	case path == "/v1/snapshot":

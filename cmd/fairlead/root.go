@@ -37,7 +37,7 @@ func (o *options) client() (*api.Client, error) {
 	if err != nil {
 		return nil, usagef("%s: %w", source, err)
 	}
-	return c.WithToken(cmp.Or(o.token, os.Getenv("FAIRLEAD_TOKEN"))), nil
+	return c.WithToken(cmp.Or(o.token, os.Getenv("FAIRLEAD_TOKEN"), os.Getenv("CONSUL_HTTP_TOKEN"))), nil
 }
 
 // check refuses what no command could carry out, before one makes a call.
@@ -73,7 +73,7 @@ Run it:  fairlead agent --dev`,
 	root.AddCommand(
 		agentCommand(), downCommand(), demoCommand(),
 		networkCommand(o), runCommand(o), psCommand(o), stopCommand(o),
-		serviceCommand(o), kvCommand(o), snapshotCommand(o), dnsCommand(o),
+		serviceCommand(o), kvCommand(o), aclCommand(o), snapshotCommand(o), dnsCommand(o),
 		configCommand(o), importCommand(o),
 		statusCommand(o), versionCommand(o), docsCommand(),
 	)
