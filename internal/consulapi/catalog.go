@@ -1,6 +1,7 @@
 package consulapi
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -15,6 +16,11 @@ var catalogRoutes = []route{
 	get("/v1/catalog/node/", (*handler).catalogNode),
 	get("/v1/catalog/services", (*handler).catalogServices),
 	get("/v1/catalog/service/", (*handler).catalogService),
+	get("/v1/catalog/node-services/", (*handler).catalogNodeServices),
+	get("/v1/catalog/connect/", (*handler).catalogConnect),
+	get("/v1/catalog/gateway-services/", (*handler).catalogGatewayServices),
+	put("/v1/catalog/register", (*handler).catalogRegister),
+	put("/v1/catalog/deregister", (*handler).catalogDeregister),
 }
 
 // catalogDatacenters lists the one site there is.
@@ -34,6 +40,7 @@ func (h *handler) catalogNodes(c *call) (answer, error) {
 		if err != nil {
 			return nil, nil, err
 		}
+		nodes = nearest(c, h.cfg.Node.Name, nodes, func(n *model.Node) model.NodeName { return n.Name })
 		var all []nodeShape
 		for _, n := range nodes {
 			if hasMeta(n.Meta, want) {
@@ -48,6 +55,39 @@ func (h *handler) catalogNodes(c *call) (answer, error) {
 
 // catalogNode answers null for a node that does not exist, as Consul does.
 func (h *handler) catalogNode(c *call) (answer, error) {
+	return h.onNode(c, func(n *model.Node, services []serviceShape) any {
+		if n == nil {
+			return nil
+		}
+		byID := map[string]serviceShape{}
+		for _, s := range services {
+			byID[s.ID] = s
+		}
+		return struct {
+			Node     nodeShape
+			Services map[string]serviceShape
+		}{shapeNode(n, h.cfg.Node.Datacenter), byID}
+	})
+}
+
+// catalogNodeServices is catalogNode with a list, also for a node that does not
+// exist.
+func (h *handler) catalogNodeServices(c *call) (answer, error) {
+	return h.onNode(c, func(n *model.Node, services []serviceShape) any {
+		out := struct {
+			Node     *nodeShape
+			Services []serviceShape
+		}{nil, services}
+		if n != nil {
+			out.Node = new(shapeNode(n, h.cfg.Node.Datacenter))
+		}
+		return out
+	})
+}
+
+// onNode answers with what show makes of a node and its services that pass; nil
+// and none for a node that is not there or not to be seen.
+func (h *handler) onNode(c *call, show func(*model.Node, []serviceShape) any) (answer, error) {
 	if c.rest == "" {
 		return answer{}, badRequest("Missing node name")
 	}
@@ -60,30 +100,21 @@ func (h *handler) catalogNode(c *call) (answer, error) {
 		instances, im := s.NodeInstances(model.NodeName(c.rest))
 		if n == nil {
 			_, err := c.authorizer()
-			return nil, marks(nm, im), err
+			return show(nil, []serviceShape{}), marks(nm, im), err
 		}
 		ok, err := maySee(c, n, seeNode)
 		if err != nil || !ok {
-			return nil, marks(nm, im), err
+			return show(nil, []serviceShape{}), marks(nm, im), err
 		}
 		if instances, err = visible(c, instances, seeInstance); err != nil {
 			return nil, nil, err
 		}
-		services := map[string]serviceShape{}
-		for _, i := range instances {
-			shape := shapeService(i)
-			ok, err := f.match(shape)
-			if err != nil {
-				return nil, nil, err
-			}
-			if ok {
-				services[shape.ID] = shape
-			}
+		all := make([]serviceShape, len(instances))
+		for i, inst := range instances {
+			all[i] = shapeService(inst)
 		}
-		return struct {
-			Node     nodeShape
-			Services map[string]serviceShape
-		}{shapeNode(n, h.cfg.Node.Datacenter), services}, marks(nm, im), nil
+		services, err := f.slice(all)
+		return show(n, services), marks(nm, im), err
 	})
 	return value(v), err
 }
@@ -161,7 +192,7 @@ func (h *handler) catalogService(c *call) (answer, error) {
 	}
 	v, err := h.query(c, func(s *state.Snapshot) (any, []state.Mark, error) {
 		svc, mark := s.Service(model.ServiceName(c.rest))
-		members, err := visible(c, h.choose(c, svc, false), seeMember)
+		members, err := visible(c, h.choose(c, svc.Members, false), seeMember)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -178,18 +209,30 @@ func (h *handler) catalogService(c *call) (answer, error) {
 // choose applies ?tag, ?node-meta and ?near to a service's members, for
 // catalog/service and health/service alike: clients index the answer of one by
 // the other and need the same order.
-func (h *handler) choose(c *call, svc *state.Service, passing bool) []*state.Member {
+func (h *handler) choose(c *call, members []*state.Member, passing bool) []*state.Member {
 	want, tags := nodeMeta(c), c.params["tag"]
 	var out []*state.Member
-	for _, m := range svc.Members {
+	for _, m := range members {
 		if memberHasMeta(m, want) && hasTags(m.Instance.Tags, tags) && (!passing || m.Status() == model.Passing) {
 			out = append(out, m)
 		}
 	}
-	if n := c.params.Get("near"); n == "_agent" || n == string(h.cfg.Node.Name) {
-		out = near(out, h.cfg.Node.Name)
+	return nearest(c, h.cfg.Node.Name, out, func(m *state.Member) model.NodeName { return m.Instance.Node })
+}
+
+// nearest puts what is on the node that ?near names first, and keeps the order
+// otherwise: how far apart nodes are is not known.
+func nearest[T any](c *call, self model.NodeName, list []T, on func(T) model.NodeName) []T {
+	near := model.NodeName(c.params.Get("near"))
+	switch near {
+	case "":
+		return list
+	case "_agent":
+		near = self
 	}
-	return out
+	list = slices.Clone(list)
+	slices.SortStableFunc(list, func(a, b T) int { return cmp.Compare(b2i(on(a) != near), b2i(on(b) != near)) })
+	return list
 }
 
 func memberHasMeta(m *state.Member, want map[string]string) bool {

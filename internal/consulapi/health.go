@@ -10,9 +10,19 @@ var healthRoutes = []route{
 	get("/v1/health/checks/", (*handler).healthChecks),
 	get("/v1/health/state/", (*handler).healthState),
 	get("/v1/health/node/", (*handler).healthNode),
+	get("/v1/health/connect/", (*handler).healthConnect),
+	get("/v1/health/ingress/", (*handler).healthIngress),
 }
 
 func (h *handler) healthService(c *call) (answer, error) {
+	return h.entries(c, func(s *state.Snapshot) ([]*state.Member, state.Mark, error) {
+		svc, mark := s.Service(model.ServiceName(c.rest))
+		return svc.Members, mark, nil
+	})
+}
+
+// entries answers with the members that find finds, with their checks.
+func (h *handler) entries(c *call, find func(*state.Snapshot) ([]*state.Member, state.Mark, error)) (answer, error) {
 	if c.rest == "" {
 		return answer{}, badRequest("Missing service name")
 	}
@@ -25,9 +35,11 @@ func (h *handler) healthService(c *call) (answer, error) {
 		return answer{}, err
 	}
 	v, err := h.query(c, func(s *state.Snapshot) (any, []state.Mark, error) {
-		svc, mark := s.Service(model.ServiceName(c.rest))
-		members, err := visible(c, h.choose(c, svc, passing), seeMember)
+		members, mark, err := find(s)
 		if err != nil {
+			return nil, nil, err
+		}
+		if members, err = visible(c, h.choose(c, members, passing), seeMember); err != nil {
 			return nil, nil, err
 		}
 		all := make([]entryShape, len(members))

@@ -2,7 +2,6 @@ package consulapi
 
 import (
 	"cmp"
-	"slices"
 
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/state"
@@ -19,8 +18,14 @@ type nodeShape struct {
 	Datacenter      string
 	TaggedAddresses map[string]string
 	Meta            map[string]string
-	CreateIndex     uint64 `bexpr:"-"`
-	ModifyIndex     uint64 `bexpr:"-"`
+	Locality        *localityShape `json:",omitempty" bexpr:"-"`
+	CreateIndex     uint64         `bexpr:"-"`
+	ModifyIndex     uint64         `bexpr:"-"`
+}
+
+type localityShape struct {
+	Region string
+	Zone   string
 }
 
 type weightsShape struct {
@@ -33,17 +38,26 @@ type addressShape struct {
 	Port    int
 }
 
-// proxyShape and connectShape are what a service without a sidecar shows.
+// proxyShape says for whom a proxy stands; its last three fields are there
+// always.
 type proxyShape struct {
-	Mode        string
-	MeshGateway struct{}
-	Expose      struct{}
+	DestinationServiceName string `json:",omitempty"`
+	DestinationServiceID   string `json:",omitempty"`
+	LocalServiceAddress    string `json:",omitempty"`
+	LocalServicePort       int    `json:",omitempty"`
+	LocalServiceSocketPath string `json:",omitempty"`
+	Mode                   string
+	MeshGateway            struct{}
+	Expose                 struct{}
 }
 
-type connectShape struct{}
+type connectShape struct {
+	Native bool `json:",omitempty"`
+}
 
 // serviceShape is an instance in health/service and catalog/node.
 type serviceShape struct {
+	Kind              string `json:",omitempty"`
 	ID                string
 	Service           string
 	Tags              []string
@@ -51,10 +65,12 @@ type serviceShape struct {
 	TaggedAddresses   map[string]addressShape `json:",omitempty"`
 	Meta              map[string]string
 	Port              int
+	SocketPath        string `json:",omitempty"`
 	Weights           weightsShape
 	EnableTagOverride bool
 	Proxy             proxyShape
 	Connect           connectShape
+	Locality          *localityShape `json:",omitempty" bexpr:"-"`
 	PeerName          string
 	CreateIndex       uint64 `bexpr:"-"`
 	ModifyIndex       uint64 `bexpr:"-"`
@@ -62,17 +78,22 @@ type serviceShape struct {
 
 // agentServiceShape is an instance as its agent shows it.
 type agentServiceShape struct {
+	Kind              string `json:",omitempty"`
 	ID                string
 	Service           string
 	Tags              []string
 	Meta              map[string]string
 	Port              int
 	Address           string
+	SocketPath        string                  `json:",omitempty"`
 	TaggedAddresses   map[string]addressShape `json:",omitempty"`
 	Weights           weightsShape
 	EnableTagOverride bool
-	ContentHash       string `json:",omitempty" bexpr:"-"`
-	Datacenter        string `json:",omitempty" bexpr:"-"`
+	ContentHash       string         `json:",omitempty" bexpr:"-"`
+	Proxy             *proxyShape    `json:",omitempty" bexpr:"-"`
+	Connect           *connectShape  `json:",omitempty" bexpr:"-"`
+	Datacenter        string         `json:",omitempty" bexpr:"-"`
+	Locality          *localityShape `json:",omitempty" bexpr:"-"`
 }
 
 type checkShape struct {
@@ -89,9 +110,9 @@ type checkShape struct {
 	Interval    string
 	Timeout     string
 	ExposedPort int
-	Definition  struct{} `bexpr:"-"`
-	CreateIndex uint64   `bexpr:"-"`
-	ModifyIndex uint64   `bexpr:"-"`
+	Definition  definitionShape `bexpr:"-"`
+	CreateIndex uint64          `bexpr:"-"`
+	ModifyIndex uint64          `bexpr:"-"`
 }
 
 type entryShape struct {
@@ -121,9 +142,9 @@ type catalogShape struct {
 	ServiceEnableTagOverride bool
 	ServiceProxy             proxyShape
 	ServiceConnect           connectShape
-	ServiceLocality          *struct{} `bexpr:"-"`
-	CreateIndex              uint64    `bexpr:"-"`
-	ModifyIndex              uint64    `bexpr:"-"`
+	ServiceLocality          *localityShape `bexpr:"-"`
+	CreateIndex              uint64         `bexpr:"-"`
+	ModifyIndex              uint64         `bexpr:"-"`
 }
 
 type kvShape struct {
@@ -147,6 +168,7 @@ func shapeNode(n *model.Node, dc string) nodeShape {
 		Datacenter:      cmp.Or(n.Datacenter, dc),
 		TaggedAddresses: orEmpty(n.TaggedAddresses),
 		Meta:            orEmpty(n.Meta),
+		Locality:        shapeLocality(n.Locality),
 		CreateIndex:     uint64(n.CreateIndex),
 		ModifyIndex:     uint64(n.ModifyIndex),
 	}
@@ -154,6 +176,7 @@ func shapeNode(n *model.Node, dc string) nodeShape {
 
 func shapeService(i *model.Instance) serviceShape {
 	return serviceShape{
+		Kind:              i.Kind,
 		ID:                string(i.ID),
 		Service:           string(i.Service),
 		Tags:              list(i.Tags),
@@ -161,26 +184,40 @@ func shapeService(i *model.Instance) serviceShape {
 		TaggedAddresses:   shapeAddresses(i.TaggedAddresses),
 		Meta:              orEmpty(i.Meta),
 		Port:              i.Port,
+		SocketPath:        i.SocketPath,
 		Weights:           shapeWeights(i.Weights),
 		EnableTagOverride: i.EnableTagOverride,
+		Proxy:             shapeProxy(i.Proxy),
+		Connect:           connectShape{Native: i.Native},
+		Locality:          shapeLocality(i.Locality),
 		CreateIndex:       uint64(i.CreateIndex),
 		ModifyIndex:       uint64(i.ModifyIndex),
 	}
 }
 
 func shapeAgentService(i *model.Instance, dc string) agentServiceShape {
-	return agentServiceShape{
+	s := agentServiceShape{
+		Kind:              i.Kind,
 		ID:                string(i.ID),
 		Service:           string(i.Service),
 		Tags:              list(i.Tags),
 		Meta:              orEmpty(i.Meta),
 		Port:              i.Port,
 		Address:           i.Address,
+		SocketPath:        i.SocketPath,
 		TaggedAddresses:   shapeAddresses(i.TaggedAddresses),
 		Weights:           shapeWeights(i.Weights),
 		EnableTagOverride: i.EnableTagOverride,
 		Datacenter:        dc,
+		Locality:          shapeLocality(i.Locality),
 	}
+	if i.Kind == model.KindConnectProxy {
+		s.Proxy = new(shapeProxy(i.Proxy))
+	}
+	if i.Native {
+		s.Connect = &connectShape{Native: true}
+	}
+	return s
 }
 
 func shapeCatalog(m *state.Member, dc string) catalogShape {
@@ -192,6 +229,7 @@ func shapeCatalog(m *state.Member, dc string) catalogShape {
 		Datacenter:               cmp.Or(n.Datacenter, dc),
 		TaggedAddresses:          orEmpty(n.TaggedAddresses),
 		NodeMeta:                 orEmpty(n.Meta),
+		ServiceKind:              i.Kind,
 		ServiceID:                string(i.ID),
 		ServiceName:              string(i.Service),
 		ServiceTags:              list(i.Tags),
@@ -200,7 +238,11 @@ func shapeCatalog(m *state.Member, dc string) catalogShape {
 		ServiceWeights:           shapeWeights(i.Weights),
 		ServiceMeta:              orEmpty(i.Meta),
 		ServicePort:              i.Port,
+		ServiceSocketPath:        i.SocketPath,
 		ServiceEnableTagOverride: i.EnableTagOverride,
+		ServiceProxy:             shapeProxy(i.Proxy),
+		ServiceConnect:           connectShape{Native: i.Native},
+		ServiceLocality:          shapeLocality(i.Locality),
 		CreateIndex:              uint64(i.CreateIndex),
 		ModifyIndex:              uint64(i.ModifyIndex),
 	}
@@ -225,6 +267,7 @@ func shapeCheck(c *model.Check) checkShape {
 		Type:        c.Type,
 		Interval:    cmp.Or(c.Interval, unset),
 		Timeout:     cmp.Or(c.Timeout, unset),
+		Definition:  shapeDefinition(c.Definition),
 		CreateIndex: uint64(c.CreateIndex),
 		ModifyIndex: uint64(c.ModifyIndex),
 	}
@@ -257,6 +300,20 @@ func shapeKV(kv *model.KV) kvShape {
 	return s
 }
 
+func shapeProxy(p model.Proxy) proxyShape {
+	return proxyShape{
+		DestinationServiceName: string(p.Service), DestinationServiceID: string(p.ID),
+		LocalServiceAddress: p.LocalAddress, LocalServicePort: p.LocalPort, LocalServiceSocketPath: p.LocalSocket,
+	}
+}
+
+func shapeLocality(l model.Locality) *localityShape {
+	if l == (model.Locality{}) {
+		return nil
+	}
+	return new(localityShape(l))
+}
+
 func shapeWeights(w model.Weights) weightsShape {
 	if w == (model.Weights{}) {
 		w = model.DefaultWeights
@@ -285,15 +342,6 @@ func orEmpty(m map[string]string) map[string]string {
 		return map[string]string{}
 	}
 	return m
-}
-
-// near puts the members on a node first and keeps their order otherwise.
-func near(ms []*state.Member, node model.NodeName) []*state.Member {
-	ms = slices.Clone(ms)
-	slices.SortStableFunc(ms, func(a, b *state.Member) int {
-		return cmp.Compare(b2i(a.Instance.Node != node), b2i(b.Instance.Node != node))
-	})
-	return ms
 }
 
 func b2i(b bool) int {

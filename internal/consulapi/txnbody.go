@@ -43,7 +43,7 @@ type txnNodeBody struct {
 		ModifyIndex     uint64
 		Partition       string
 		PeerName        string
-		Locality        json.RawMessage
+		Locality        localityBody
 	}
 }
 
@@ -68,13 +68,13 @@ type txnInstanceBody struct {
 	CreateIndex       uint64
 	ModifyIndex       uint64
 	ContentHash       string
-	Proxy             json.RawMessage
-	Connect           json.RawMessage
+	Proxy             proxyBody
+	Connect           connectBody
 	PeerName          string
 	Namespace         string
 	Partition         string
 	Datacenter        string
-	Locality          json.RawMessage
+	Locality          localityBody
 }
 
 type txnCheckBody struct {
@@ -99,7 +99,7 @@ type txnHealthBody struct {
 	Partition   string
 	ExposedPort int
 	PeerName    string
-	Definition  json.RawMessage
+	Definition  definitionBody
 	CreateIndex uint64
 	ModifyIndex uint64
 }
@@ -186,16 +186,22 @@ func (b *txnNodeBody) op() *model.TxnNode {
 	n := &b.Node
 	return &model.TxnNode{Verb: b.Verb, Node: model.Node{
 		ID: n.ID, Name: model.NodeName(n.Node), Address: n.Address, Datacenter: n.Datacenter,
-		TaggedAddresses: n.TaggedAddresses, Meta: n.Meta, Stamp: model.Stamp{ModifyIndex: model.Index(n.ModifyIndex)},
+		TaggedAddresses: n.TaggedAddresses, Meta: n.Meta, Locality: model.Locality(n.Locality),
+		Stamp: model.Stamp{ModifyIndex: model.Index(n.ModifyIndex)},
 	}}
 }
 
 func (b *txnServiceBody) op() *model.TxnInstance {
-	s := &b.Service
+	i := b.Service.instance()
+	i.Node = model.NodeName(b.Node)
+	return &model.TxnInstance{Verb: b.Verb, Instance: i}
+}
+
+func (s *txnInstanceBody) instance() model.Instance {
 	i := model.Instance{
-		Node: model.NodeName(b.Node), ID: model.ServiceID(s.ID), Service: model.ServiceName(s.Service),
-		Tags: s.Tags, Address: s.Address, Port: s.Port, Meta: s.Meta, Weights: model.Weights(s.Weights),
-		EnableTagOverride: s.EnableTagOverride, Stamp: model.Stamp{ModifyIndex: model.Index(s.ModifyIndex)},
+		ID: model.ServiceID(s.ID), Service: model.ServiceName(s.Service), Kind: s.Kind, Native: s.Connect.Native, Proxy: s.Proxy.proxy(),
+		Tags: s.Tags, Address: s.Address, Port: s.Port, SocketPath: s.SocketPath, Meta: s.Meta, Weights: model.Weights(s.Weights),
+		EnableTagOverride: s.EnableTagOverride, Locality: model.Locality(s.Locality), Stamp: model.Stamp{ModifyIndex: model.Index(s.ModifyIndex)},
 	}
 	if i.ID == "" {
 		i.ID = model.ServiceID(s.Service)
@@ -209,19 +215,22 @@ func (b *txnServiceBody) op() *model.TxnInstance {
 		}
 		i.TaggedAddresses[name] = model.ServiceAddress(a)
 	}
-	return &model.TxnInstance{Verb: b.Verb, Instance: i}
+	return i
 }
 
 func (b *txnCheckBody) op() *model.TxnCheck {
-	ch := &b.Check
-	id := ch.CheckID
+	return &model.TxnCheck{Verb: b.Verb, Check: b.Check.check()}
+}
+
+func (b *txnHealthBody) check() model.Check {
+	id := b.CheckID
 	if id == "" {
-		id = ch.Name
+		id = b.Name
 	}
-	return &model.TxnCheck{Verb: b.Verb, Check: model.Check{
-		Node: model.NodeName(ch.Node), ID: model.CheckID(id), Name: ch.Name, Status: model.Status(ch.Status),
-		Notes: ch.Notes, Output: ch.Output, ServiceID: model.ServiceID(ch.ServiceID), ServiceName: model.ServiceName(ch.ServiceName),
-		ServiceTags: ch.ServiceTags, Type: ch.Type, Interval: ch.Interval, Timeout: ch.Timeout,
-		Stamp: model.Stamp{ModifyIndex: model.Index(ch.ModifyIndex)},
-	}}
+	return model.Check{
+		Node: model.NodeName(b.Node), ID: model.CheckID(id), Name: b.Name, Status: model.Status(b.Status),
+		Notes: b.Notes, Output: b.Output, ServiceID: model.ServiceID(b.ServiceID), ServiceName: model.ServiceName(b.ServiceName),
+		ServiceTags: b.ServiceTags, Type: b.Type, Interval: b.Interval, Timeout: b.Timeout, Definition: b.Definition.definition(),
+		Stamp: model.Stamp{ModifyIndex: model.Index(b.ModifyIndex)},
+	}
 }

@@ -33,6 +33,7 @@ type world struct {
 	fail    error  // of every write
 	warning string // of every registration
 	events  fakeEvents
+	others  []string // ids of further servers
 }
 
 func newWorld() *world {
@@ -69,6 +70,7 @@ func (w *world) handler(change ...func(*consulapi.Config)) http.Handler {
 func (w *world) deps() consulapi.Deps {
 	return consulapi.Deps{
 		Reader: w.st, Agent: w, Writer: w, Cluster: w, Sessions: w, Transactor: w, Events: &w.events, Queries: w,
+		Catalogue: catalogue{w}, Settings: w, Servers: w, Leaves: w,
 	}
 }
 
@@ -100,6 +102,10 @@ func (w *world) putLocked(key string, c state.Change) model.Index {
 		stamp(&c.Session.Stamp)
 	case c.Query != nil:
 		stamp(&c.Query.Stamp)
+	case c.Setting != nil:
+		stamp(&c.Setting.Stamp)
+	case c.CARoot != nil:
+		stamp(&c.CARoot.Stamp)
 	}
 	w.st.Apply(w.rev, []state.Change{c})
 	return w.rev
@@ -264,6 +270,10 @@ func (w *world) setUp(words string) {
 		w.leader = ""
 	case "queries":
 		w.seedQueriesLocked()
+	case "roots":
+		w.seedRootsLocked()
+	case "servers":
+		w.others = strings.Fields(rest)
 	case "leader":
 		w.leader = "10.0.0.1:8300"
 	case "fail":

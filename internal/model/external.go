@@ -67,4 +67,12 @@ func (d *CheckDefinition) Type() string {
 	return ""
 }
 
+// Empty reports whether d says nothing.
+func (d CheckDefinition) Empty() bool {
+	if len(d.Header) == 0 {
+		d.Header = nil
+	}
+	return reflect.DeepEqual(d, CheckDefinition{})
+}
+
 func (d *CheckDefinition) same(o *CheckDefinition) bool { return reflect.DeepEqual(d, o) }
