@@ -47,6 +47,8 @@ type answer struct {
 	isJSON bool
 	body   []byte
 	ctype  string
+	// written says that the endpoint has sent everything itself.
+	written bool
 }
 
 // value answers with v as JSON, null for nil.
@@ -61,6 +63,9 @@ func text(status int, s string) answer {
 
 // write sends an answer: encoded, pretty if asked for, compressed if worthwhile.
 func (h *handler) write(w http.ResponseWriter, r *http.Request, a answer) {
+	if a.written {
+		return
+	}
 	if a.isJSON {
 		b, err := encode(a.value, r.URL.Query().Has("pretty"))
 		if err != nil {

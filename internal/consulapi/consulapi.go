@@ -124,6 +124,8 @@ type Deps struct {
 	Events Events
 	// Queries are the prepared queries of the registry.
 	Queries Queries
+	// Snapshots are the store's.
+	Snapshots Snapshots
 }
 
 type handler struct {

@@ -99,7 +99,10 @@ func parseOptions(c *call) (options, error) {
 	if err := o.parseCacheControl(c.r.Header.Get("Cache-Control")); err != nil {
 		return o, err
 	}
-	return o, o.parseConsistency(c)
+	if err := o.parseConsistency(c); err != nil {
+		return o, err
+	}
+	return o, nil
 }
 
 // cacheable are the paths whose answers Consul's agents cache on request.
