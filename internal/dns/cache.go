@@ -151,16 +151,16 @@ func lifetime(m *miekg.Msg) time.Duration {
 	if m.Truncated || !useful(m.Rcode) {
 		return 0
 	}
-	least, any := uint32(1<<31-1), false
+	least, some := uint32(1<<31-1), false
 	for _, section := range [][]miekg.RR{m.Answer, m.Ns, m.Extra} {
 		for _, rr := range section {
 			if rr.Header().Rrtype != miekg.TypeOPT {
-				least, any = min(least, rr.Header().Ttl), true
+				least, some = min(least, rr.Header().Ttl), true
 			}
 		}
 	}
 	if !negative(m) {
-		if !any {
+		if !some {
 			return 0
 		}
 		return min(time.Duration(least)*time.Second, maxPositive)

@@ -47,7 +47,14 @@ func start(t *testing.T, cfg Config) *running {
 // startWith waits for other resolvers only so long.
 func startWith(t *testing.T, cfg Config, timeout time.Duration) *running {
 	t.Helper()
-	st, err := catalog(hostFacts)
+	cfg.RecursorTimeout = timeout
+	return startOn(t, hostFacts, cfg)
+}
+
+// startOn runs a server on a catalogue of its own.
+func startOn(t *testing.T, facts string, cfg Config) *running {
+	t.Helper()
+	st, err := catalog(facts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +63,6 @@ func startWith(t *testing.T, cfg Config, timeout time.Duration) *running {
 	}
 	cfg.Node = "n1"
 	s := New(cfg, fixed{st.Snapshot()})
-	s.forward.timeout = timeout
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	go func() { ended <- s.Run(ctx, sync.OnceFunc(func() { close(ready) })) }()
