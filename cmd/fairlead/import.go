@@ -47,7 +47,7 @@ services of nodes with agents: they move with the agent's configuration, see
 		Example: `  fairlead import consul --from http://consul.example:8500 --dry-run
   fairlead import consul --from http://consul.example:8500 --kv-prefix app/ --no-services
   CONSUL_HTTP_TOKEN=... fairlead import consul --from https://consul.example:8501 --from-ca-file ca.pem --acl`,
-		Args: exactly(0),
+		Args: exactly(0), ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	fs := c.Flags()
 	fs.StringVar(&f.from, "from", "", "Consul's HTTP address (CONSUL_HTTP_ADDR)")

@@ -47,7 +47,7 @@ var keys = []key{
 	{path: "acl.enabled", shape: boolean},
 	{path: "acl.default_policy"},
 	{path: "acl.down_policy", why: "tokens are resolved from this server's own data", do: nothing, unless: "extend-cache"},
-	{path: "acl.enable_key_list_policy", shape: boolean, why: "a list needs the access list on keys only where a rule says so", do: "check with the client that lists keys", unless: "false"},
+	{path: "acl.enable_key_list_policy", shape: boolean, why: listWhy, do: listDo, unless: "false"},
 	{path: "acl.enable_token_persistence", shape: boolean, why: "tokens set by the API are not kept over a restart", do: "put them into the configuration", unless: "false"},
 	{path: "acl.enable_token_replication", shape: boolean, why: laterHosts, do: nothing, unless: "false"},
 	{path: "acl.msp_disable_bootstrap", shape: boolean, why: enterprise, do: nothing, unless: "false"},
@@ -70,7 +70,7 @@ var keys = []key{
 	{path: "acl_datacenter"},
 	{path: "acl_default_policy"},
 	{path: "acl_down_policy", why: "tokens are resolved from this server's own data", do: nothing, unless: "extend-cache"},
-	{path: "acl_enable_key_list_policy", shape: boolean, why: "a list needs the access list on keys only where a rule says so", do: "check with the client that lists keys", unless: "false"},
+	{path: "acl_enable_key_list_policy", shape: boolean, why: listWhy, do: listDo, unless: "false"},
 	{path: "acl_master_token"},
 	{path: "acl_replication_token", why: laterHosts, do: nothing},
 	{path: "acl_token"},
@@ -310,5 +310,10 @@ var keys = []key{
 	{path: "segments", shape: anything, why: enterprise, do: nothing},
 	{path: "snapshot_agent", shape: anything, why: enterprise, do: "save snapshots with a timer"},
 }
+
+const (
+	listWhy = "a list of keys has those that the token may read, whether or not it may list"
+	listDo  = "give tokens that must not see names no right to read them"
+)
 
 const cipherWhy = "Go chooses the cipher suites of TLS 1.2 and 1.3"
