@@ -10,10 +10,6 @@ import (
 	"github.com/fairlead-net/fairlead/internal/store"
 )
 
-// serverPort is the port that Consul's servers have in the catalogue. Clients
-// show it and do not connect to it.
-const serverPort = 8300
-
 // ExternalError is the refusal of an external registration, in Consul's words.
 type ExternalError struct {
 	text string
@@ -246,26 +242,6 @@ func planExternalChecks(snap *state.Snapshot, p *plan, reg *model.ExternalRegist
 			p.replace(store.CheckKey(cur.Node, cur.ID), cur, &next)
 		}
 	}
-}
-
-// PutServerService puts the service "consul" onto a server's node, or changes it;
-// it takes the place of what others registered under its id. The node must be
-// registered (ErrUnknownNode). It has no VIP: nobody connects to it.
-func (r *Registry) PutServerService(ctx context.Context, n model.NodeName, meta map[string]string) (model.Index, error) {
-	inst := model.Instance{
-		Node: n, ID: model.ServiceID(model.ConsulService), Service: model.ConsulService, Port: serverPort, Meta: meta,
-		Weights: model.DefaultWeights, Stamp: model.Stamp{Owner: model.OwnerServers},
-	}
-	return r.write(ctx, fmt.Sprintf("put the service %q of server %q", inst.ID, n), func(snap *state.Snapshot, p *plan) {
-		node, _ := snap.Node(n)
-		p.read(store.NodeKey(n), node)
-		if node == nil {
-			p.refuse(fmt.Errorf("%w %q; register the node first", ErrUnknownNode, n))
-			return
-		}
-		cur, _ := snap.Instance(n, inst.ID)
-		p.replace(store.InstanceKey(n, inst.ID), cur, &inst)
-	})
 }
 
 // PutSetting writes a cluster-wide setting. With cas it does so only if the
