@@ -22,6 +22,8 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/fairlead-net/fairlead/internal/acl"
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/prepared"
@@ -58,6 +60,9 @@ type Config struct {
 	// DefaultACLPolicy is what tokens may do that no rule speaks of, as clients are
 	// told: "allow" (which empty means) or "deny".
 	DefaultACLPolicy string
+	// ScriptChecks says which checks may run programs, for those who ask: "off"
+	// (which empty means), "local" or "on".
+	ScriptChecks string
 	// KeyListPolicy makes listing keys take key:list on the prefix asked for;
 	// without it keys that may not be read are left out, as with Consul's default.
 	KeyListPolicy bool
@@ -75,16 +80,6 @@ type Reader interface {
 	Snapshot() *state.Snapshot
 	// Wait returns the first snapshot whose index is at least index.
 	Wait(ctx context.Context, index model.Index) (*state.Snapshot, error)
-}
-
-// Agent keeps what this node owns. Its writes return when the catalogue shows
-// them, or after a while with a warning when it does not yet.
-type Agent interface {
-	Register(ctx context.Context, r model.Registration) (warning string, err error)
-	Deregister(ctx context.Context, id model.ServiceID) error
-	Services() []model.Registration
-	Checks() []model.Check
-	UpdateTTL(id model.CheckID, status model.Status, output string) error
 }
 
 // Writer writes the key/value store. A cas of nil means unconditional, of zero
@@ -124,6 +119,19 @@ type Deps struct {
 	Events Events
 	// Queries are the prepared queries of the registry.
 	Queries Queries
+	// Catalogue and Settings are the registry's; Servers are those of the site, and
+	// Leaves its certificate authority's.
+	Catalogue Catalogue
+	Settings  Settings
+	Servers   Servers
+	Leaves    Leaves
+	// Process and Tokens change the agent itself.
+	Process Process
+	Tokens  Tokens
+	// Metrics are the agent's.
+	Metrics prometheus.Gatherer
+	// Logs is the handler in front of the agent's log.
+	Logs *Logs
 	// Snapshots are the store's.
 	Snapshots Snapshots
 }
@@ -224,6 +232,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) (answer, error) 
 	if err := checkTenancy(c); err != nil {
 		return answer{}, err
 	}
+	h.capBody(w, r)
 	return serve(h, c)
 }
 
