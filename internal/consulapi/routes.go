@@ -25,7 +25,7 @@ func put(path string, e endpoint) route {
 
 // routes is everything that is served; each area lists its own beside its
 // endpoints.
-var routes = slices.Concat(agentRoutes, catalogRoutes, healthRoutes, kvRoutes, statusRoutes, sessionRoutes, txnRoutes, eventRoutes, queryRoutes, aclRoutes, snapshotRoutes)
+var routes = slices.Concat(agentRoutes, catalogRoutes, healthRoutes, kvRoutes, statusRoutes, sessionRoutes, txnRoutes, eventRoutes, queryRoutes, aclRoutes, snapshotRoutes, operatorRoutes, connectRoutes)
 
 // match finds the route with the longest prefix of path, and what follows it.
 func match(path string) (rt route, rest string, ok bool) {

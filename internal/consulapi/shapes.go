@@ -251,7 +251,7 @@ func shapeCatalog(m *state.Member, dc string) catalogShape {
 func shapeCheck(c *model.Check) checkShape {
 	// Consul prints the durations of a check that an agent runs, set or not.
 	unset := ""
-	if c.Type != "" && c.Type != "maintenance" {
+	if c.Type != "" && c.Type != "maintenance" && c.Definition == nil {
 		unset = "0s"
 	}
 	return checkShape{
