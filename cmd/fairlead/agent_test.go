@@ -28,11 +28,12 @@ type agent struct {
 	dns  string
 	dir  string // $DIR in scripts
 
-	mu      sync.Mutex // guards following
-	seen    []string
-	index   uint64
-	kv      []api.KV // sorted by key
-	changed chan struct{}
+	mu       sync.Mutex // guards following
+	seen     []string
+	index    uint64
+	kv       []api.KV // sorted by key
+	changed  chan struct{}
+	sessions []string
 }
 
 // newAgent starts one that every command of the test finds.
@@ -84,6 +85,8 @@ func (a *agent) serve(w http.ResponseWriter, r *http.Request) {
 	a.seen = append(a.seen, asked)
 	a.mu.Unlock()
 	switch path := r.URL.Path; {
+	case strings.HasPrefix(path, "/v1/session/") || strings.HasPrefix(path, "/v1/event/"):
+		a.serveSessions(w, r, body)
 	case strings.HasPrefix(path, "/v1/kv/"):
 		a.serveKV(w, r, strings.TrimPrefix(path, "/v1/kv/"), body)
 	case strings.HasPrefix(path, "/v1/acl/"):
@@ -196,6 +199,9 @@ func (a *agent) serveKV(w http.ResponseWriter, r *http.Request, key string, body
 			return
 		}
 	}
+	if !a.lockKVLocked(w, q, i, there) {
+		return
+	}
 	a.index++
 	switch flags, _ := strconv.ParseUint(q.Get("flags"), 10, 64); {
 	case r.Method == http.MethodDelete:
@@ -207,6 +213,7 @@ func (a *agent) serveKV(w http.ResponseWriter, r *http.Request, key string, body
 	default:
 		a.kv = slices.Insert(a.kv, i, api.KV{Key: key, Value: body, Flags: flags, CreateIndex: a.index, ModifyIndex: a.index})
 	}
+	a.setLockLocked(key, q)
 	close(a.changed)
 	a.changed = make(chan struct{})
 	_, _ = io.WriteString(w, "true")

@@ -85,6 +85,11 @@ func instanceIDs(ctx context.Context, cl *api.Client) ([]string, error) {
 	return ids, err
 }
 
+func sessionIDs(ctx context.Context, cl *api.Client) ([]string, error) {
+	all, err := cl.Sessions(ctx, "")
+	return mapped(all, func(s api.Session) string { return s.ID }), err
+}
+
 // keys completes a key folder by folder.
 func (o *options) keys(c *cobra.Command, args []string, start string) ([]string, cobra.ShellCompDirective) {
 	folder := start[:strings.LastIndex(start, "/")+1]

@@ -30,10 +30,12 @@ type entry struct {
 	Flags       uint64  `json:"flags"`
 	CreateIndex uint64  `json:"create_index"`
 	ModifyIndex uint64  `json:"modify_index"`
+	LockIndex   uint64  `json:"lock_index,omitempty"`
+	Session     string  `json:"session,omitempty"` // which holds its lock
 }
 
 func shownKV(kv api.KV) entry {
-	e := entry{Key: kv.Key, Flags: kv.Flags, CreateIndex: kv.CreateIndex, ModifyIndex: kv.ModifyIndex}
+	e := entry{Key: kv.Key, Flags: kv.Flags, CreateIndex: kv.CreateIndex, ModifyIndex: kv.ModifyIndex, LockIndex: kv.LockIndex, Session: kv.Session}
 	if text := string(kv.Value); utf8.ValidString(text) {
 		e.Value = &text
 	} else {
@@ -137,19 +139,26 @@ func casRefused(verb, key string, cas uint64) error {
 
 func kvPut(o *options) *cobra.Command {
 	var flags uint64
+	var acquire, release string
 	c := &cobra.Command{
 		Use: "put KEY VALUE", Short: "Write a value", Args: exactly(2), ValidArgsFunction: o.keys,
 		Long: `Writes a value of up to 512 KiB. The value - is read from the standard input; one
 that begins with - goes behind --.`,
 		Example: `  fairlead kv put web/greeting hello
   fairlead kv put web/config - < config.json
-  fairlead kv put --cas 0 web/owner me`,
+  fairlead kv put --cas 0 web/owner me
+  fairlead kv put --acquire SESSION web/leader me`,
 	}
 	c.Flags().Uint64Var(&flags, "flags", 0, "number that is kept with the value, for the caller's own use")
+	c.Flags().StringVar(&acquire, "acquire", "", "take the key's lock, too, for the session with this id; only if no other holds it")
+	c.Flags().StringVar(&release, "release", "", "release the key's lock, too; only if the session with this id holds it")
 	cas := casFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if err := notEmpty(args[0]); err != nil {
 			return err
+		}
+		if given := givenOf(c, "cas", "acquire", "release"); len(given) > 1 {
+			return usagef("%s: choose one", strings.Join(given, " and "))
 		}
 		kv := api.KV{Key: args[0], Value: []byte(args[1]), Flags: flags}
 		if args[1] == "-" {
@@ -162,13 +171,37 @@ that begins with - goes behind --.`,
 		if err != nil {
 			return err
 		}
-		ok, err := cl.PutKV(c.Context(), kv, cas())
-		if err == nil && !ok {
-			err = refusedWrite(args[0], "written", cas())
+		var ok bool
+		switch {
+		case c.Flags().Changed("acquire"):
+			kv.Session = acquire
+			if ok, err = cl.AcquireKV(c.Context(), kv); err == nil && !ok {
+				err = fmt.Errorf("key %q: not written: another session holds its lock, or held it a moment ago; 'fairlead kv get -o yaml' shows its session", args[0])
+			}
+		case c.Flags().Changed("release"):
+			kv.Session = release
+			if ok, err = cl.ReleaseKV(c.Context(), kv); err == nil && !ok {
+				err = fmt.Errorf("key %q: not written: that session does not hold its lock; 'fairlead kv get -o yaml' shows its session", args[0])
+			}
+		default:
+			if ok, err = cl.PutKV(c.Context(), kv, cas()); err == nil && !ok {
+				err = refusedWrite(args[0], "written", cas())
+			}
 		}
 		return err
 	}
 	return c
+}
+
+// givenOf returns which of the flags were given.
+func givenOf(c *cobra.Command, flags ...string) []string {
+	var given []string
+	for _, f := range flags {
+		if c.Flags().Changed(f) {
+			given = append(given, "--"+f)
+		}
+	}
+	return given
 }
 
 // refusedWrite is what false means: a comparison failed if there was one.
