@@ -55,7 +55,10 @@ func TestPatroni(t *testing.T) {
 	// Its TTL is refused: it matches on the beginning of the text, and looks up
 	// what is allowed.
 	ask("PUT", "/v1/session/create", `{"name": "demo-pg1", "checks": [], "lockdelay": "0.001s", "behavior": "delete", "ttl": "1.0s"}`, 500, "Invalid Session TTL")
-	ask("GET", "/v1/agent/self", "", 200, "{")
+	self := mapOf(t, ask("GET", "/v1/agent/self", "", 200, "{"))
+	if least := self["Config"].(map[string]any)["SessionTTLMin"]; least != 1e10 { // nanoseconds
+		t.Errorf("shortest TTL %v", least)
+	}
 
 	s1, s2 := session("pg1"), session("pg2")
 	ask("PUT", "/v1/session/renew/"+s1, "", 200, "[")
