@@ -47,6 +47,15 @@ type Settings interface {
 	PutSetting(ctx context.Context, name, value string, cas *model.Index) (bool, model.Index, error)
 }
 
+// ServerMeta is the metadata of the service "consul" on a server's node, as
+// clients know it. An empty version means DefaultConsulVersion.
+func ServerMeta(version string) map[string]string {
+	return map[string]string{
+		"version": cmp.Or(version, DefaultConsulVersion), "raft_version": "3", "non_voter": "false", "read_replica": "false",
+		"serf_protocol_current": "2", "serf_protocol_min": "1", "serf_protocol_max": "5",
+	}
+}
+
 var operatorRoutes = []route{
 	get("/v1/operator/raft/configuration", (*handler).raftConfiguration),
 	{"/v1/operator/raft/peer", map[string]endpoint{http.MethodDelete: (*handler).raftRemove}},
