@@ -49,6 +49,7 @@ type Resolver struct {
 	cfg Config
 
 	mu     sync.Mutex // guards following
+	owned  map[TokenKind]string
 	tokens map[string]resolved
 	parsed map[string]parsed
 }
@@ -64,9 +65,35 @@ type parsed struct {
 	err      error
 }
 
+// TokenKind is what the agent itself uses a token for.
+type TokenKind string
+
+// The kinds of tokens that an agent has of its own.
+const (
+	DefaultToken TokenKind = "default" // of requests that bring none
+	AgentToken   TokenKind = "agent"   // of the agent's own work
+	DNSToken     TokenKind = "dns"     // of DNS questions
+)
+
 // NewResolver returns a Resolver.
 func NewResolver(cfg Config) *Resolver {
-	return &Resolver{cfg: cfg, tokens: map[string]resolved{}, parsed: map[string]parsed{}}
+	return &Resolver{
+		cfg: cfg, tokens: map[string]resolved{}, parsed: map[string]parsed{},
+		owned: map[TokenKind]string{DefaultToken: cfg.DefaultToken, AgentToken: cfg.AgentToken, DNSToken: cfg.DNSToken},
+	}
+}
+
+// SetToken replaces one of the agent's own secrets until the agent ends.
+func (r *Resolver) SetToken(kind TokenKind, secret string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.owned[kind] = secret
+}
+
+func (r *Resolver) token(kind TokenKind) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.owned[kind]
 }
 
 // Resolve returns what the token of a secret may do; the empty secret is the
@@ -74,7 +101,7 @@ func NewResolver(cfg Config) *Resolver {
 // token that has expired, ErrNotBootstrapped; a policy that cannot be read.
 func (r *Resolver) Resolve(secret string) (Authorizer, error) {
 	if secret == "" {
-		secret = r.cfg.DefaultToken
+		secret = r.token(DefaultToken)
 	}
 	src := r.cfg.Source()
 	t, err := find(src, secret)
@@ -100,10 +127,10 @@ func (r *Resolver) Resolve(secret string) (Authorizer, error) {
 }
 
 // Agent returns what the agent's own work may do.
-func (r *Resolver) Agent() Authorizer { return r.own(r.cfg.AgentToken) }
+func (r *Resolver) Agent() Authorizer { return r.own(r.token(AgentToken)) }
 
 // DNS returns what DNS queries may do.
-func (r *Resolver) DNS() Authorizer { return r.own(r.cfg.DNSToken) }
+func (r *Resolver) DNS() Authorizer { return r.own(r.token(DNSToken)) }
 
 // own resolves a configured secret. One that stands for nothing has no rights
 // but the anonymous token's.
@@ -119,7 +146,7 @@ func (r *Resolver) own(secret string) Authorizer {
 // Secret is the secret that a request with the given one is taken to carry.
 func (r *Resolver) Secret(given string) string {
 	if given == "" {
-		given = r.cfg.DefaultToken
+		given = r.token(DefaultToken)
 	}
 	if given == "" {
 		return model.AnonymousSecretID

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,8 +19,10 @@ import (
 
 	"github.com/fairlead-net/fairlead/api"
 	"github.com/fairlead-net/fairlead/internal/acl"
+	"github.com/fairlead-net/fairlead/internal/consulapi"
 	"github.com/fairlead-net/fairlead/internal/dns"
 	"github.com/fairlead-net/fairlead/internal/event"
+	"github.com/fairlead-net/fairlead/internal/identity"
 	"github.com/fairlead-net/fairlead/internal/local"
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/registry"
@@ -33,6 +36,8 @@ type Agent struct {
 	cfg     Config
 	version string
 	log     *slog.Logger
+	logs    *consulapi.Logs
+	leave   context.CancelFunc // ends Run
 	self    model.Node
 
 	state    *state.State
@@ -41,12 +46,15 @@ type Agent struct {
 	local    *local.Agent
 	tokens   *acl.Resolver // nil without ACLs
 	events   *event.Log
+	leaves   *identity.Leaves
 	dns      *dns.Server
 	plane    *plane // nil with RegistryOnly
 	metrics  *prometheus.Registry
 	certs    *certificates // nil without https-addr
-	ready    atomic.Bool
-	closers  []func() error
+	// reloading is held while files are read again.
+	reloading sync.Mutex
+	ready     atomic.Bool
+	closers   []func() error
 }
 
 // Run runs an agent until ctx ends. The data path and the workloads outlive it.
@@ -70,7 +78,11 @@ func Run(ctx context.Context, cfg Config, version string, log *slog.Logger) (err
 			return err
 		}
 	}
-	a := &Agent{cfg: cfg, version: version, log: log, state: state.New()}
+	logs := consulapi.NewLogs(log.Handler())
+	log = slog.New(logs)
+	ctx, leave := context.WithCancel(ctx)
+	defer leave()
+	a := &Agent{cfg: cfg, version: version, log: log, logs: logs, leave: leave, state: state.New()}
 	defer func() { err = errors.Join(err, a.close()) }()
 	if err := a.assemble(); err != nil {
 		return err
@@ -110,7 +122,10 @@ func (a *Agent) assemble() error {
 	a.registry = registry.New(a.store, a.state, registry.Config{
 		Node: a.self.Name, VIPPool4: pools[0], VIPPool6: pools[1], SessionTTLMin: a.cfg.SessionTTLMin, Log: a.log,
 	})
-	if a.local, err = local.Open(local.Config{Dir: a.dataDir(), Node: a.self, Log: a.log}, a.registry, a.state); err != nil {
+	if a.local, err = local.Open(local.Config{Dir: a.dataDir(), Node: a.self, Scripts: a.cfg.ScriptChecks, Log: a.log}, a.registry, a.state); err != nil {
+		return err
+	}
+	if err := a.declare(context.Background()); err != nil {
 		return err
 	}
 	a.events = event.New(a.self.Name, a.local.Services)
@@ -120,7 +135,10 @@ func (a *Agent) assemble() error {
 			DefaultToken: a.cfg.ACLDefaultToken, AgentToken: a.cfg.ACLAgentToken, DNSToken: a.cfg.ACLDNSToken,
 		})
 	}
-	a.dns = dns.New(dns.Config{Addr: a.cfg.DNSAddr, Node: a.self.Name, Site: a.cfg.Site, ResolvConf: a.cfg.ResolvConf, Log: a.log}, a.state)
+	if err := a.openDNS(); err != nil {
+		return err
+	}
+	a.leaves = identity.NewLeaves(a.registry.CA(), a.cfg.Site)
 	if !a.cfg.RegistryOnly {
 		if err := a.openPlane(pools); err != nil {
 			return err
@@ -132,6 +150,29 @@ func (a *Agent) assemble() error {
 	return a.openMetrics()
 }
 
+// openDNS makes the DNS server.
+func (a *Agent) openDNS() error {
+	recursors, err := a.cfg.recursors()
+	if err != nil {
+		return err // Load has checked it
+	}
+	ttls, err := a.cfg.serviceTTLs()
+	if err != nil {
+		return err
+	}
+	cfg := dns.Config{
+		Addr: a.cfg.DNSAddr, Domain: a.cfg.Domain, AltDomain: a.cfg.AltDomain, Node: a.self.Name, Site: a.cfg.Site,
+		Recursors: recursors, ResolvConf: a.cfg.ResolvConf, NodeTTL: a.cfg.DNSNodeTTL, NegativeTTL: a.cfg.DNSNegativeTTL,
+		ServiceTTL: ttls, OnlyPassing: a.cfg.DNSOnlyPassing, UDPAnswerLimit: a.cfg.DNSUDPAnswerLimit,
+		ARecordLimit: a.cfg.DNSARecordLimit, Log: a.log,
+	}
+	if a.tokens != nil {
+		cfg.Authorizer, cfg.Resolve = a.tokens.DNS, a.tokens.Resolve
+	}
+	a.dns = dns.New(cfg, a.state)
+	return nil
+}
+
 // units is the order of the start: first what knows, then what acts on it, last
 // what lets others in. They stop in reverse.
 func (a *Agent) units() []task.Unit {
@@ -141,6 +182,10 @@ func (a *Agent) units() []task.Unit {
 		// their node and callers its health.
 		{Name: "presence", Run: a.presence},
 		{Name: "local", Run: a.local.Run},
+		// Sessions may end once their nodes' and checks' health is known.
+		{Name: "reaper", Run: a.registry.Reap},
+		{Name: "authority", Run: a.registry.CA().Keep},
+		{Name: "hangups", Run: a.hangups},
 	}
 	dns, http := task.Unit{Name: "dns", Run: a.dns.Run}, task.Unit{Name: "http", Run: a.serve}
 	if a.plane == nil {
@@ -200,27 +245,6 @@ func (a *Agent) dataDir() string {
 	}
 	return a.cfg.DataDir
 }
-
-// leaderPort is the port that Consul's servers name in their addresses. Clients
-// show it and do not connect to it.
-const leaderPort = "8300"
-
-// cluster tells the Consul API of the servers.
-type cluster struct {
-	store *store.Store
-	addr  string
-}
-
-func (c cluster) Leader() string {
-	if c.store.Status().Leader == "" {
-		return ""
-	}
-	return c.addr
-}
-
-func (c cluster) Peers() []string { return []string{c.addr} }
-
-func (c cluster) ReadIndex(ctx context.Context) (model.Index, error) { return c.store.ReadIndex(ctx) }
 
 // status is how this agent is doing.
 func (a *Agent) status(ctx context.Context) api.Status {

@@ -10,12 +10,12 @@ import (
 	"net/http"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/fairlead-net/fairlead/internal/consulapi"
 	"github.com/fairlead-net/fairlead/internal/datapath"
 	"github.com/fairlead-net/fairlead/internal/endpoint"
 	"github.com/fairlead-net/fairlead/internal/ipam"
@@ -35,10 +35,10 @@ func (a *Agent) serve(ctx context.Context, ready func()) error {
 	}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	srv := &http.Server{
-		Handler: a.handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
-		BaseContext: func(net.Listener) context.Context { return base },
-	}
+	srv := consulapi.NewGuard(consulapi.Limits{
+		ConnsPerClient: a.cfg.HTTPMaxConns, RatePerClient: float64(a.cfg.HTTPRateLimit), Log: a.log,
+	}).Server(a.handler())
+	srv.BaseContext = func(net.Listener) context.Context { return base }
 	served := make(chan error, len(listeners))
 	for _, l := range listeners {
 		go func() { served <- srv.Serve(l) }()

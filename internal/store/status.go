@@ -14,6 +14,8 @@ type Status struct {
 	Leader string
 	// Peers are the names of all voting servers, sorted.
 	Peers []string
+	// Term is etcd's election term.
+	Term uint64
 	// Index is the newest revision of this server's log, Applied the newest that
 	// its state shows.
 	Index, Applied model.Index
@@ -79,6 +81,7 @@ func (s *Store) Status() Status {
 	}
 	slices.Sort(st.Peers)
 	st.Index, st.Applied = model.Index(srv.KV().Rev()), model.Index(r.follow.applied.Load())
+	st.Term = srv.Term()
 	if g := s.gen.Load(); g != nil {
 		st.Generation = g.name
 	}
