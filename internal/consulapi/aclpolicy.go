@@ -3,6 +3,7 @@ package consulapi
 import (
 	"encoding/json"
 	"net/http"
+	"net/url"
 
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/state"
@@ -41,7 +42,12 @@ func (h *handler) aclPolicyByName(c *call) (answer, error) {
 	if c.rest == "" {
 		return answer{}, badRequest("Missing policy Name")
 	}
-	return h.findPolicy(c, func(p *model.ACLPolicy) bool { return p.Name == c.rest })
+	// Clients escape the name's slash twice, as Consul wants it.
+	name, err := url.QueryUnescape(c.rest)
+	if err != nil {
+		return answer{}, badRequest("Invalid policy Name: %v", err)
+	}
+	return h.findPolicy(c, func(p *model.ACLPolicy) bool { return p.Name == name })
 }
 
 func (h *handler) findPolicy(c *call, is func(*model.ACLPolicy) bool) (answer, error) {
