@@ -35,6 +35,8 @@ func TestShapes(t *testing.T) {
 		"/workloads":           `[{"name": "web-1", "pid": 12, "state": "running", "endpoints": []}]`,
 		"/services":            `[` + service + `]`,
 		"/services/web":        service,
+		"/services/consul": `{"name": "consul", "tags": [], "instances": [
+			{"id": "consul", "node": "n1", "address": "198.51.100.1", "port": 8300, "status": "passing", "tags": []}]}`,
 		"/status": `{"node": "n1", "site": "", "version": "", "pid": 0, "leader": "", "servers": null, "index": 7, "services": 0, "nodes": 0,
 			"networks": 0, "endpoints": 0, "problems": []}`,
 	} {

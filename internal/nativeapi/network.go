@@ -66,11 +66,15 @@ func network(n *model.Network) api.Network {
 	return out
 }
 
+// services lists what people have registered: the servers' own service is there
+// for clients of Consul, and is shown to those who ask for it by name.
 func (h *handler) services(*http.Request) (any, error) {
 	all, _ := h.State.Snapshot().Services()
 	out := make([]api.ServiceInfo, 0, len(all))
 	for _, s := range all {
-		out = append(out, service(s))
+		if s.Name != model.ConsulService {
+			out = append(out, service(s))
+		}
 	}
 	return out, nil
 }

@@ -59,6 +59,7 @@ func newWorld() *world {
 			Meta: map[string]string{"k": "v"}, Weights: model.DefaultWeights, Endpoint: "e1",
 		}},
 		{Instance: &model.Instance{Node: "n1", ID: "web-2", Service: "web", Tags: []string{"v1"}, Port: 81, Weights: model.DefaultWeights}},
+		{Instance: &model.Instance{Node: "n1", ID: "consul", Service: model.ConsulService, Port: 8300, Weights: model.DefaultWeights}},
 		{Check: &model.Check{Node: "n1", ID: "c1", Name: "answers", Status: model.Critical, Output: "refused", ServiceID: "web-1", ServiceName: "web"}},
 	})
 	w.cfg = Config{
