@@ -1,6 +1,7 @@
 package compat
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
+	miekg "github.com/miekg/dns"
 )
 
 const externalID = "6a1f3b1e-0000-4000-8000-000000000001"
@@ -138,7 +140,8 @@ func TestCatalogConnect(t *testing.T) {
 }
 
 func TestHealthMethods(t *testing.T) {
-	c := startAgent(t).client()
+	a := startAgent(t)
+	c := a.client()
 	if _, err := c.Catalog().Register(external(), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -172,6 +175,12 @@ func TestHealthMethods(t *testing.T) {
 	servers, _, err := c.Health().Service("consul", "", true, nil)
 	if err != nil || len(servers) != 1 || servers[0].Service.Port != 8300 || servers[0].Node.Node != "n1" || servers[0].Checks[0].CheckID != "serfHealth" {
 		t.Errorf("servers: %+v, %v", servers, err)
+	}
+	for name, want := range map[string]string{"consul.service.consul.": "127.0.0.1", "db.service.consul.": "10.9.0.1", "ext.node.consul.": "10.9.0.1"} {
+		answer, err := miekg.Exchange(new(miekg.Msg).SetQuestion(name, miekg.TypeA), a.dns)
+		if err != nil || len(answer.Answer) != 1 || !strings.HasSuffix(answer.Answer[0].String(), want) {
+			t.Errorf("%s: %v, %v", name, answer, err)
+		}
 	}
 }
 
@@ -278,13 +287,13 @@ func TestWritesToTheCatalogueOnAnAgentsNode(t *testing.T) {
 	}
 	eventually(t, func() error {
 		n, _, err := c.Catalog().Node("n1", nil)
-		if err != nil {
+		checks, _, err2 := c.Health().Node("n1", nil)
+		if err := errors.Join(err, err2); err != nil {
 			return err
 		}
-		checks, _, err := c.Health().Node("n1", nil)
 		own, free := n.Services["own"], n.Services["free"]
-		if err != nil || own == nil || own.Tags[0] != "a" || free == nil || free.Tags[0] != "b" || n.Services["stray"] != nil || len(checks) != 1 || n.Node.Address != "127.0.0.1" {
-			return fmt.Errorf("node %+v, services %v, checks %+v, %v", n.Node, n.Services, checks, err)
+		if own == nil || own.Tags[0] != "a" || free == nil || free.Tags[0] != "b" || n.Services["stray"] != nil || len(checks) != 1 || n.Node.Address != "127.0.0.1" {
+			return fmt.Errorf("node %+v, services %v, checks %+v", n.Node, n.Services, checks)
 		}
 		return nil
 	})
@@ -295,8 +304,11 @@ func TestWritesToTheCatalogueOnAnAgentsNode(t *testing.T) {
 	eventually(t, func() error {
 		services, _, err := c.Catalog().Services(nil)
 		alive, _, err2 := c.Health().Service("consul", "", true, nil)
-		if err != nil || err2 != nil || len(services) != 3 || len(alive) != 1 || len(alive[0].Checks) != 1 {
-			return fmt.Errorf("services %v, %v, servers %+v, %v", services, err, alive, err2)
+		if err := errors.Join(err, err2); err != nil {
+			return err
+		}
+		if len(services) != 3 || len(alive) != 1 || len(alive[0].Checks) != 1 {
+			return fmt.Errorf("services %v, servers %+v", services, alive)
 		}
 		return nil
 	})

@@ -95,7 +95,9 @@ func callOver(t *testing.T, c *api.Client, roots *api.CARootList, server, client
 	}
 	go func() { _ = srv.ServeTLS(l, "", "") }()
 	defer srv.Close()
-	name := func(service string) string { return "spiffe://" + roots.TrustDomain + "/ns/default/dc/dc1/svc/" + service }
+	name := func(service string) string {
+		return "spiffe://" + roots.TrustDomain + "/ns/default/dc/dc1/svc/" + service
+	}
 	transport := &http.Transport{TLSClientConfig: &tls.Config{
 		Certificates: []tls.Certificate{keyPair(t, c, client)}, MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, // the name is a URI: verified here
 		VerifyConnection: func(cs tls.ConnectionState) error {

@@ -197,19 +197,19 @@ func (b *txnServiceBody) op() *model.TxnInstance {
 	return &model.TxnInstance{Verb: b.Verb, Instance: i}
 }
 
-func (s *txnInstanceBody) instance() model.Instance {
+func (b *txnInstanceBody) instance() model.Instance {
 	i := model.Instance{
-		ID: model.ServiceID(s.ID), Service: model.ServiceName(s.Service), Kind: s.Kind, Native: s.Connect.Native, Proxy: s.Proxy.proxy(),
-		Tags: s.Tags, Address: s.Address, Port: s.Port, SocketPath: s.SocketPath, Meta: s.Meta, Weights: model.Weights(s.Weights),
-		EnableTagOverride: s.EnableTagOverride, Locality: model.Locality(s.Locality), Stamp: model.Stamp{ModifyIndex: model.Index(s.ModifyIndex)},
+		ID: model.ServiceID(b.ID), Service: model.ServiceName(b.Service), Kind: b.Kind, Native: b.Connect.Native, Proxy: b.Proxy.proxy(),
+		Tags: b.Tags, Address: b.Address, Port: b.Port, SocketPath: b.SocketPath, Meta: b.Meta, Weights: model.Weights(b.Weights),
+		EnableTagOverride: b.EnableTagOverride, Locality: model.Locality(b.Locality), Stamp: model.Stamp{ModifyIndex: model.Index(b.ModifyIndex)},
 	}
 	if i.ID == "" {
-		i.ID = model.ServiceID(s.Service)
+		i.ID = model.ServiceID(b.Service)
 	}
 	if i.Weights == (model.Weights{}) {
 		i.Weights = model.DefaultWeights
 	}
-	for name, a := range s.TaggedAddresses {
+	for name, a := range b.TaggedAddresses {
 		if i.TaggedAddresses == nil {
 			i.TaggedAddresses = map[string]model.ServiceAddress{}
 		}
