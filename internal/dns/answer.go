@@ -103,7 +103,9 @@ func (z *zones) answer(snap *state.Snapshot, req *miekg.Msg, asker netip.Addr) r
 		a.client = subnetAddr(subnet)
 	}
 	if z.may != nil {
-		a.may = z.may()
+		if may := z.may(); may != nil {
+			a.may = may
+		}
 	}
 	out := a.name(miekg.CanonicalName(q.Name))
 	if out == elsewhere {

@@ -82,12 +82,29 @@ func finish(r response, req *miekg.Msg, t transport, more ...ede) {
 		}
 	}
 	if opt != nil {
+		// With a long name in little space there is none for explanations.
+		bare := &miekg.Msg{MsgHdr: m.MsgHdr, Question: m.Question}
+		for miekg.Len(opt) > size-bare.Len() && dropLast(opt) {
+		}
 		size -= miekg.Len(opt)
 	}
 	fit(m, size)
 	if opt != nil {
 		m.Extra = append(m.Extra, opt)
 	}
+}
+
+// dropLast takes the last explanation out of an OPT record, if there is one.
+func dropLast(opt *miekg.OPT) bool {
+	n := len(opt.Option) - 1
+	if n < 0 {
+		return false
+	}
+	if _, ok := opt.Option[n].(*miekg.EDNS0_EDE); !ok {
+		return false
+	}
+	opt.Option = opt.Option[:n]
+	return true
 }
 
 // replyOPT answers an OPT record with its own options.

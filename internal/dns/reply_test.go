@@ -93,6 +93,22 @@ func TestSizes(t *testing.T) {
 	}
 }
 
+// Explanations make room for what has to be there.
+func TestLongNamesInLittleSpace(t *testing.T) {
+	s := New(Config{Addr: "127.0.0.1:0", Node: "n1", StaleFor: func() time.Duration { return time.Hour }}, fixed{crowd(t, 1)})
+	long := strings.Repeat("a.", 100) + strings.Repeat("b", 20)
+	for _, name := range []string{long + ".service.consul.", "web.service.consul."} {
+		req := withCookie("0102030405060708")
+		req.Question[0].Name = name
+		req.IsEdns0().SetUDPSize(512)
+		wire := s.serve(t.Context(), req, netip.IPv6Loopback(), true)
+		m := new(miekg.Msg)
+		if err := m.Unpack(wire); err != nil || len(wire) > 512 || len(m.Question) != 1 || m.IsEdns0() == nil {
+			t.Errorf("%d bytes for %s: %v, %v", len(wire), name, m, err)
+		}
+	}
+}
+
 func wantCount(t *testing.T, what string, got, want, all int) {
 	t.Helper()
 	if want == -1 && (got <= 0 || got >= all) || want >= 0 && got != want {
