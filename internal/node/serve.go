@@ -166,7 +166,6 @@ var statuses = []struct {
 	{netdrv.ErrNoNamespace, http.StatusBadRequest},
 	{netdrv.ErrNotNamespace, http.StatusBadRequest},
 	{netdrv.ErrHostNamespace, http.StatusBadRequest},
-	{model.ErrUnknownSession, http.StatusNotFound},
 	{store.ErrRestoring, http.StatusServiceUnavailable},
 	{store.ErrNoLeader, http.StatusServiceUnavailable},
 	{store.ErrUnknownOutcome, http.StatusServiceUnavailable},

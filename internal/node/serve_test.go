@@ -87,6 +87,11 @@ var sentinels = map[string]sentinel{
 	"netdrv.ErrPortClash":     {netdrv.ErrPortClash, 409, ""},
 	"netdrv.ErrRouteClash":    {netdrv.ErrRouteClash, 409, ""},
 
+	"registry.ErrUnknownSession": {registry.ErrUnknownSession, internal, "sessions are the Consul API's"},
+	"model.ErrUnknownSession":    {model.ErrUnknownSession, internal, "sessions are the Consul API's"},
+
+	"store.ErrNoLease":        {store.ErrNoLease, internal, "leases are the sessions'"},
+	"store.ErrRestoring":      {store.ErrRestoring, 503, ""},
 	"store.ErrUnknownOutcome": {store.ErrUnknownOutcome, 503, ""},
 	"store.ErrNoLeader":       {store.ErrNoLeader, 503, ""},
 	"store.ErrTooLarge":       {store.ErrTooLarge, 413, ""},
@@ -97,6 +102,7 @@ var sentinels = map[string]sentinel{
 	"store.ErrDir":            {store.ErrDir, internal, "it ends the start"},
 
 	"local.ErrInvalid":        {local.ErrInvalid, 400, ""},
+	"local.ErrScripts":        {local.ErrScripts, internal, "workloads have no script checks"},
 	"local.ErrUnknownService": {local.ErrUnknownService, internal, "workload takes it as done"},
 	"local.ErrUnknownCheck":   {local.ErrUnknownCheck, internal, "heartbeats are the Consul API's"},
 	"local.ErrNotTTL":         {local.ErrNotTTL, internal, "heartbeats are the Consul API's"},
