@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/fairlead-net/fairlead/internal/acl"
 	"github.com/fairlead-net/fairlead/internal/definition"
@@ -172,12 +173,40 @@ func (h *handler) updateTTL(c *call, status model.Status, output string) (answer
 	}
 	err := h.Agent.UpdateTTL(id, status, output)
 	if err == nil {
+		h.awaitState(c, id)
 		return empty(), nil
 	}
 	if ch, ok := h.Agent.Check(id); ok && ch.Type != "ttl" {
 		return answer{}, fail(http.StatusInternalServerError, "CheckID %q does not have associated TTL", c.rest)
 	}
 	return answer{}, err
+}
+
+// awaitState waits for the catalogue to show a check in the state that it has
+// here, so that whoever updates a check sees that at once, as with Consul. Most
+// heartbeats change no state and wait for nothing.
+func (h *handler) awaitState(c *call, id model.CheckID) {
+	const patience = 2 * time.Second
+	var timeout <-chan time.Time // of a timer that most heartbeats do not need
+	for {
+		shown, mark := h.Reader.Snapshot().Check(h.cfg.Node.Name, id)
+		has, ok := h.Agent.Check(id)
+		if !ok || (shown != nil && shown.Status == has.Status) {
+			return
+		}
+		if timeout == nil {
+			timer := time.NewTimer(patience)
+			defer timer.Stop()
+			timeout = timer.C
+		}
+		select {
+		case <-mark.Changed:
+		case <-timeout:
+			return
+		case <-c.r.Context().Done():
+			return
+		}
+	}
 }
 
 // switched reads ?enable.
