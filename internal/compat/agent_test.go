@@ -169,8 +169,11 @@ func TestAgentChecksOfAllKinds(t *testing.T) {
 			}
 			eventually(t, func() error {
 				checks, err := a.Checks()
-				if ch := checks["c"]; err != nil || ch == nil || ch.Type != tt.kind || ch.Status != tt.status || !strings.Contains(ch.Output, tt.output) {
-					return fmt.Errorf("%+v, %v; want %s %q", ch, err, tt.status, tt.output)
+				if err != nil {
+					return err
+				}
+				if ch := checks["c"]; ch == nil || ch.Type != tt.kind || ch.Status != tt.status || !strings.Contains(ch.Output, tt.output) {
+					return fmt.Errorf("%+v; want %s %q", ch, tt.status, tt.output)
 				}
 				return nil
 			})

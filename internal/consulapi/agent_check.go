@@ -2,6 +2,7 @@ package consulapi
 
 import (
 	"cmp"
+	"context"
 	"net/http"
 	"strconv"
 	"time"
@@ -184,27 +185,21 @@ func (h *handler) updateTTL(c *call, status model.Status, output string) (answer
 
 // awaitState waits for the catalogue to show a check in the state that it has
 // here, so that whoever updates a check sees that at once, as with Consul. Most
-// heartbeats change no state and wait for nothing.
+// heartbeats change no state and wait for nothing, and nor do those of a check
+// that the catalogue does not have.
 func (h *handler) awaitState(c *call, id model.CheckID) {
 	const patience = 2 * time.Second
-	var timeout <-chan time.Time // of a timer that most heartbeats do not need
-	for {
+	ctx, cancel := context.WithTimeout(c.r.Context(), patience)
+	defer cancel()
+	for ctx.Err() == nil {
 		shown, mark := h.Reader.Snapshot().Check(h.cfg.Node.Name, id)
 		has, ok := h.Agent.Check(id)
-		if !ok || (shown != nil && shown.Status == has.Status) {
+		if !ok || shown == nil || shown.Status == has.Status {
 			return
-		}
-		if timeout == nil {
-			timer := time.NewTimer(patience)
-			defer timer.Stop()
-			timeout = timer.C
 		}
 		select {
 		case <-mark.Changed:
-		case <-timeout:
-			return
-		case <-c.r.Context().Done():
-			return
+		case <-ctx.Done():
 		}
 	}
 }
