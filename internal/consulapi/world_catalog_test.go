@@ -54,7 +54,7 @@ func (w *world) DeregisterNode(_ context.Context, n model.NodeName) (model.Index
 	return w.putLocked("node/"+string(n), state.Change{Delete: true, Node: &model.Node{Name: n}}), nil
 }
 
-// DeregisterInstance is the catalogue's Deregister: that of world is the agent's.
+// deregisterInstance is the catalogue's Deregister; the world's own is the agent's.
 func (w *world) deregisterInstance(n model.NodeName, id model.ServiceID) (model.Index, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
