@@ -150,6 +150,19 @@ func (a *Agent) assemble() error {
 	return a.openMetrics()
 }
 
+// staleFor is how long the servers have had no leader; 0 while they have one.
+func (a *Agent) staleFor() time.Duration {
+	now := time.Now()
+	if a.store.HasLeader() {
+		a.led.Store(&now)
+		return 0
+	}
+	if last := a.led.Load(); last != nil {
+		return now.Sub(*last)
+	}
+	return 0 // it has not started yet
+}
+
 // openDNS makes the DNS server.
 func (a *Agent) openDNS() error {
 	recursors, err := a.cfg.recursors()
@@ -164,7 +177,7 @@ func (a *Agent) openDNS() error {
 		Addr: a.cfg.DNSAddr, Domain: a.cfg.Domain, AltDomain: a.cfg.AltDomain, Node: a.self.Name, Site: a.cfg.Site,
 		Recursors: recursors, ResolvConf: a.cfg.ResolvConf, NodeTTL: a.cfg.DNSNodeTTL, NegativeTTL: a.cfg.DNSNegativeTTL,
 		ServiceTTL: ttls, OnlyPassing: a.cfg.DNSOnlyPassing, UDPAnswerLimit: a.cfg.DNSUDPAnswerLimit,
-		ARecordLimit: a.cfg.DNSARecordLimit, Log: a.log,
+		ARecordLimit: a.cfg.DNSARecordLimit, MaxStale: a.cfg.DNSMaxStale, StaleFor: a.staleFor, Log: a.log,
 	}
 	if a.tokens != nil {
 		cfg.Authorizer, cfg.Resolve = a.tokens.DNS, a.tokens.Resolve

@@ -44,7 +44,8 @@ type Config struct {
 	DNSNodeTTL        time.Duration `setting:"dns-node-ttl" default:"0s" doc:"time to live of nodes' names"`
 	DNSServiceTTL     string        `setting:"dns-service-ttl" doc:"times to live of services' names: service=duration, separated by commas; * is any, web* is a prefix (default: 0s)"`
 	DNSNegativeTTL    time.Duration `setting:"dns-negative-ttl" default:"0s" doc:"how long a resolver may remember that a name is not there"`
-	DNSUDPAnswerLimit int           `setting:"dns-udp-answer-limit" default:"3" doc:"records in an answer over UDP without EDNS; 0 is no limit but the size"`
+	DNSMaxStale       time.Duration `setting:"dns-max-stale" default:"87600h" doc:"how long names are answered from what is known while no server can be reached; 0 is no limit"`
+	DNSUDPAnswerLimit int           `setting:"dns-udp-answer-limit" default:"0" doc:"records in an answer over UDP without EDNS; 0 is no limit but the size"`
 	DNSARecordLimit   int           `setting:"dns-a-record-limit" default:"0" doc:"address records in any answer; 0 is no limit"`
 
 	ACL                       bool   `setting:"acl" doc:"ask for tokens: what a request may do is what its token allows"`

@@ -57,6 +57,12 @@ func (c *counters) snapshot() Stats {
 	}
 }
 
+// HasLeader reports whether the servers have a leader. It is cheap.
+func (s *Store) HasLeader() bool {
+	r := s.running.Load()
+	return r != nil && r.server.Server.Leader() != 0
+}
+
 // Status reads the store's state from memory; it never waits.
 func (s *Store) Status() Status {
 	st := Status{Quota: quotaBytes, Stats: s.stats.snapshot()}
