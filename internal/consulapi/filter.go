@@ -1,7 +1,7 @@
 package consulapi
 
 import (
-	"fmt"
+	"net/http"
 
 	"github.com/hashicorp/go-bexpr"
 )
@@ -24,14 +24,52 @@ func newFilter[T any](c *call, sample T) (*filter[T], error) {
 	if len(expr) > maxFilter {
 		return nil, badRequest("Filter too long(%d bytes), max size: %d bytes.", len(expr), maxFilter)
 	}
+	if err := checkNesting(expr); err != nil {
+		return nil, err
+	}
 	eval, err := bexpr.CreateEvaluator(spread(expr), bexpr.WithMaxExpressions(200_000))
 	if err == nil {
 		_, err = eval.Evaluate(sample)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("Failed to create boolean expression evaluator: %w", err) //nolint:staticcheck // clients know the text
+		return nil, fail(http.StatusInternalServerError, "Failed to create boolean expression evaluator: %v", err)
 	}
 	return &filter[T]{eval}, nil
+}
+
+// checkNesting refuses what costs much more than it says: each any or all within
+// another multiplies the work by the length of a list, and each parenthesis
+// within another multiplies the parser's. The parser itself gives up at fewer
+// parentheses than these.
+func checkNesting(expr string) error {
+	const most = 64
+	var quote rune
+	lists, groups := 0, 0
+	for _, r := range expr {
+		switch {
+		case quote != 0:
+			if r == quote {
+				quote = 0
+			}
+		case r == '"' || r == '`':
+			quote = r
+		case r == '{':
+			lists++
+		case r == '}':
+			lists--
+		case r == '(':
+			groups++
+		case r == ')':
+			groups--
+		}
+		if lists > 1 {
+			return fail(http.StatusInternalServerError, "Failed to create boolean expression evaluator: any and all cannot be nested")
+		}
+		if groups > most {
+			return fail(http.StatusInternalServerError, "Failed to create boolean expression evaluator: more than %d nested parentheses", most)
+		}
+	}
+	return nil
 }
 
 func (f *filter[T]) match(v T) (bool, error) {
@@ -40,7 +78,7 @@ func (f *filter[T]) match(v T) (bool, error) {
 	}
 	ok, err := f.eval.Evaluate(v)
 	if err != nil {
-		return false, fmt.Errorf("Failed to evaluate filter: %w", err) //nolint:staticcheck // as above
+		return false, fail(http.StatusInternalServerError, "Failed to evaluate filter: %v", err)
 	}
 	return ok, nil
 }
