@@ -54,6 +54,7 @@ type Agent struct {
 	// reloading is held while files are read again.
 	reloading sync.Mutex
 	ready     atomic.Bool
+	led       atomic.Pointer[time.Time] // when the servers were last seen to have a leader
 	closers   []func() error
 }
 
@@ -216,30 +217,14 @@ func (a *Agent) units() []task.Unit {
 	)
 }
 
-// presence records this node and its health, which belongs to the servers.
+// presence keeps this node, its health and its server in the catalogue.
 func (a *Agent) presence(ctx context.Context, ready func()) error {
-	self := a.self
-	self.Owner = model.NodeOwner(self.Name)
-	if _, err := a.registry.RegisterNode(ctx, self); err != nil {
-		return fmt.Errorf("register this node: %w", err)
-	}
-	if _, err := a.registry.PutCheck(ctx, model.Check{
-		Node: self.Name, ID: model.SerfHealth, Name: "Serf Health Status", Status: model.Passing,
-		Output: "Agent alive and reachable", Stamp: model.Stamp{Owner: model.OwnerServers},
-	}); err != nil {
-		return fmt.Errorf("record this node's health: %w", err)
-	}
-	if _, err := a.registry.PutServerService(ctx, self.Name, nil); err != nil {
-		return fmt.Errorf("record this server: %w", err)
-	}
 	if a.cfg.ACL && a.cfg.ACLInitialManagementToken != "" {
 		if err := a.registry.InitialManagement(ctx, a.cfg.ACLInitialManagementToken); err != nil {
 			return fmt.Errorf("acl-initial-management-token: %w", err)
 		}
 	}
-	ready()
-	<-ctx.Done()
-	return nil
+	return a.registry.KeepServer(ctx, a.self, consulapi.ServerMeta(""), ready)
 }
 
 func (a *Agent) close() error {
@@ -263,13 +248,12 @@ func (a *Agent) dataDir() string {
 func (a *Agent) status(ctx context.Context) api.Status {
 	snap := a.state.Snapshot()
 	st := a.store.Status()
-	services, _ := snap.Services()
 	nodes, _ := snap.Nodes()
 	networks, _ := snap.Networks()
 	endpoints, _ := snap.Endpoints()
 	out := api.Status{
 		Node: a.cfg.NodeName, Site: a.cfg.Site, Version: a.version, PID: os.Getpid(), Leader: st.Leader, Servers: st.Peers,
-		Index: uint64(snap.Index()), Services: len(services), Nodes: len(nodes), Networks: len(networks), Problems: a.problems(ctx),
+		Index: uint64(snap.Index()), Services: servicesIn(snap), Nodes: len(nodes), Networks: len(networks), Problems: a.problems(ctx),
 	}
 	for _, e := range endpoints {
 		if e.Node == a.self.Name {
@@ -277,6 +261,18 @@ func (a *Agent) status(ctx context.Context) api.Status {
 		}
 	}
 	return out
+}
+
+// servicesIn counts the services, but for that of the servers themselves.
+func servicesIn(snap *state.Snapshot) int {
+	n := 0
+	services, _ := snap.Services()
+	for _, s := range services {
+		if s.Name != model.ConsulService {
+			n++
+		}
+	}
+	return n
 }
 
 // problems lists what needs a person.

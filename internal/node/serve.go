@@ -206,7 +206,7 @@ func (a *Agent) openMetrics() error {
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		gauge("state_index", "Revision of the newest snapshot.", func() float64 { return float64(a.state.Snapshot().Index()) }),
-		gauge("services", "Services in the catalogue.", func() float64 { s, _ := a.state.Snapshot().Services(); return float64(len(s)) }),
+		gauge("services", "Services in the catalogue.", func() float64 { return float64(servicesIn(a.state.Snapshot())) }),
 		gauge("endpoints", "Endpoints in the catalogue.", func() float64 { e, _ := a.state.Snapshot().Endpoints(); return float64(len(e)) }),
 		gauge("store_size_bytes", "Size of the registry's database.", func() float64 { return float64(a.store.Status().DBSize) }),
 		gauge("store_has_leader", "1 while the registry has a leader.", func() float64 {
