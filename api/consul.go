@@ -44,6 +44,36 @@ func (c *Client) Deregister(ctx context.Context, id string) error {
 	return err
 }
 
+// BeginMaintenance takes a service of the agent's node, by its id, or with an
+// empty id the whole node out of what is found; the reason is for people.
+func (c *Client) BeginMaintenance(ctx context.Context, service, reason string) error {
+	q := url.Values{"enable": {"true"}}
+	if reason != "" {
+		q.Set("reason", reason)
+	}
+	return c.maintain(ctx, service, q)
+}
+
+// EndMaintenance ends what BeginMaintenance began; without that it does nothing.
+func (c *Client) EndMaintenance(ctx context.Context, service string) error {
+	return c.maintain(ctx, service, url.Values{"enable": {"false"}})
+}
+
+func (c *Client) maintain(ctx context.Context, service string, q url.Values) error {
+	path := "/v1/agent/maintenance"
+	if service != "" {
+		path = "/v1/agent/service/maintenance/" + url.PathEscape(service)
+	}
+	_, err := c.Do(ctx, http.MethodPut, path+"?"+q.Encode(), nil)
+	return err
+}
+
+// Reload makes the agent read its definition files and certificates again.
+func (c *Client) Reload(ctx context.Context) error {
+	_, err := c.Do(ctx, http.MethodPut, "/v1/agent/reload", nil)
+	return err
+}
+
 // AwaitPassing waits until an instance of a service passes its checks; without
 // any it does. Its error says in which state a check was when ctx ended.
 func (c *Client) AwaitPassing(ctx context.Context, service, instance string) error {

@@ -99,6 +99,11 @@ func (a *agent) serve(w http.ResponseWriter, r *http.Request) {
 		if id := strings.TrimPrefix(path, "/v1/agent/service/deregister/"); id != "web-1" {
 			http.Error(w, fmt.Sprintf("Unknown service ID %q. Ensure that the service ID is passed, not the service name.", id), http.StatusNotFound)
 		}
+	case path == "/v1/agent/maintenance" || path == "/v1/agent/reload":
+	case strings.HasPrefix(path, "/v1/agent/service/maintenance/"):
+		if id := strings.TrimPrefix(path, "/v1/agent/service/maintenance/"); id != "web-1" {
+			http.Error(w, fmt.Sprintf("Unknown service ID %q. Ensure that the service ID is passed, not the service name.", id), http.StatusNotFound)
+		}
 	case path == api.Prefix+"/datapath":
 		_, _ = io.WriteString(w, "frontend scope=1 240.0.0.7:80/tcp ok\nbackend scope=1 240.0.0.7:80/tcp 10.210.0.2:80 weight=1\n")
 	case r.Method == http.MethodPost && path == api.Prefix+"/networks":

@@ -24,7 +24,9 @@ type registerFlags struct {
 	id, address         string
 	port                uint16
 	tags, meta          []string
-	http, tcp           string
+	http                string
+	ports               [len(portChecks)]string // as portChecks
+	script              string
 	ttl                 time.Duration
 	interval, timeout   time.Duration
 	deregister          time.Duration
@@ -44,12 +46,27 @@ type serviceBody struct {
 }
 
 type checkBody struct {
-	HTTP                           string `json:"HTTP,omitempty"`
-	TCP                            string `json:"TCP,omitempty"`
-	TTL                            string `json:"TTL,omitempty"`
-	Interval                       string `json:"Interval,omitempty"`
-	Timeout                        string `json:"Timeout,omitempty"`
-	DeregisterCriticalServiceAfter string `json:"DeregisterCriticalServiceAfter,omitempty"`
+	HTTP                           string   `json:"HTTP,omitempty"`
+	TCP                            string   `json:"TCP,omitempty"`
+	UDP                            string   `json:"UDP,omitempty"`
+	GRPC                           string   `json:"GRPC,omitempty"`
+	H2PING                         string   `json:"H2PING,omitempty"`
+	Args                           []string `json:"Args,omitempty"`
+	TTL                            string   `json:"TTL,omitempty"`
+	Interval                       string   `json:"Interval,omitempty"`
+	Timeout                        string   `json:"Timeout,omitempty"`
+	DeregisterCriticalServiceAfter string   `json:"DeregisterCriticalServiceAfter,omitempty"`
+}
+
+// portChecks are the checks that ask a port and need nothing else.
+var portChecks = [...]struct {
+	flag, help, want string
+	field            func(*checkBody) *string
+}{
+	{"check-tcp", "HOST:PORT that accepts connections while it is healthy", "HOST:PORT", func(b *checkBody) *string { return &b.TCP }},
+	{"check-udp", "HOST:PORT that does not refuse datagrams while it is healthy", "HOST:PORT", func(b *checkBody) *string { return &b.UDP }},
+	{"check-grpc", "HOST:PORT or HOST:PORT/SERVICE that says so with gRPC's health protocol", "HOST:PORT or HOST:PORT/SERVICE", func(b *checkBody) *string { return &b.GRPC }},
+	{"check-h2ping", "HOST:PORT that answers an HTTP/2 ping over TLS while it is healthy", "HOST:PORT", func(b *checkBody) *string { return &b.H2PING }},
 }
 
 func serviceRegister(o *options) *cobra.Command {
@@ -64,6 +81,7 @@ A file holds the JSON that Consul's PUT /v1/agent/service/register takes. An
 instance in a network of Fairlead's registers itself: see 'fairlead run --service'.`,
 		Example: `  fairlead service register web --port 8080 --check-http http://127.0.0.1:8080/healthz
   fairlead service register db --port 5432 --address 192.0.2.7 --check-tcp 192.0.2.7:5432
+  fairlead service register api --port 9000 --check-grpc 127.0.0.1:9000/users
   fairlead service register batch --port 1 --check-ttl 30s
   fairlead service register -f web.json`,
 		Args: between(0, 1), ValidArgsFunction: cobra.NoFileCompletions,
@@ -85,7 +103,10 @@ instance in a network of Fairlead's registers itself: see 'fairlead run --servic
 	fl.StringArrayVar(&f.tags, "tag", nil, "tag of the instance")
 	fl.StringArrayVar(&f.meta, "meta", nil, "metadata, KEY=VALUE")
 	fl.StringVar(&f.http, "check-http", "", "URL that answers 2xx while it is healthy")
-	fl.StringVar(&f.tcp, "check-tcp", "", "HOST:PORT that accepts connections while it is healthy")
+	for i, k := range portChecks {
+		fl.StringVar(&f.ports[i], k.flag, "", k.help)
+	}
+	fl.StringVar(&f.script, "check-script", "", "shell command: exit code 0 is healthy, 1 a warning (see --script-checks of the agent)")
 	fl.DurationVar(&f.ttl, "check-ttl", 0, "time within which the service must say that it is healthy")
 	fl.DurationVar(&f.interval, "check-interval", 10*time.Second, "time between checks")
 	fl.DurationVar(&f.timeout, "check-timeout", 2*time.Second, "time after which a check has failed")
@@ -153,18 +174,12 @@ func (f *registerFlags) body(c *cobra.Command, args []string) ([]byte, error) {
 
 // check is the check that the flags describe, nil without one.
 func (f *registerFlags) check() (*checkBody, error) {
-	var kinds []string
-	for name, set := range map[string]bool{"--check-http": f.http != "", "--check-tcp": f.tcp != "", "--check-ttl": f.ttl != 0} {
-		if set {
-			kinds = append(kinds, name)
-		}
-	}
-	slices.Sort(kinds)
+	kinds := f.kinds()
 	switch {
 	case len(kinds) > 1:
 		return nil, usagef("%s: choose one", strings.Join(kinds, " and "))
 	case len(kinds) == 0 && (f.intervalSet || f.deregd):
-		return nil, usagef("--check-interval, --check-timeout and --deregister-after belong to a check: add --check-http, --check-tcp or --check-ttl")
+		return nil, usagef("--check-interval, --check-timeout and --deregister-after belong to a check: add --check-http, --check-tcp or another")
 	case len(kinds) == 0:
 		return nil, nil
 	case f.ttl != 0 && f.intervalSet:
@@ -175,7 +190,7 @@ func (f *registerFlags) check() (*checkBody, error) {
 			return nil, usagef("%s: want a time above zero, such as 10s", name)
 		}
 	}
-	b := &checkBody{HTTP: f.http, TCP: f.tcp}
+	b := &checkBody{HTTP: f.http}
 	if f.deregister > 0 {
 		b.DeregisterCriticalServiceAfter = f.deregister.String()
 	}
@@ -184,17 +199,51 @@ func (f *registerFlags) check() (*checkBody, error) {
 		return b, nil
 	}
 	b.Interval, b.Timeout = f.interval.String(), f.timeout.String()
+	if f.script != "" {
+		b.Args = []string{"/bin/sh", "-c", f.script}
+	}
+	return b, f.target(b)
+}
+
+// kinds are the flags that were given of which a check takes one.
+func (f *registerFlags) kinds() []string {
+	var kinds []string
+	add := func(flag string, set bool) {
+		if set {
+			kinds = append(kinds, "--"+flag)
+		}
+	}
+	add("check-http", f.http != "")
+	for i, k := range portChecks {
+		add(k.flag, f.ports[i] != "")
+	}
+	add("check-script", f.script != "")
+	add("check-ttl", f.ttl != 0)
+	return kinds
+}
+
+// target looks at what is to be asked, and puts it into the check.
+func (f *registerFlags) target(b *checkBody) error {
 	if f.http != "" {
 		u, err := url.Parse(f.http)
 		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-			return nil, usagef("--check-http %q: want a URL, such as http://127.0.0.1:%d/healthz", f.http, f.port)
+			return usagef("--check-http %q: want a URL, such as http://127.0.0.1:%d/healthz", f.http, f.port)
 		}
-		return b, nil
 	}
-	if _, _, err := net.SplitHostPort(f.tcp); err != nil {
-		return nil, usagef("--check-tcp %q: want HOST:PORT, such as 127.0.0.1:%d", f.tcp, f.port)
+	for i, k := range portChecks {
+		if f.ports[i] == "" {
+			continue
+		}
+		address := f.ports[i]
+		if k.flag == "check-grpc" {
+			address, _, _ = strings.Cut(address, "/")
+		}
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			return usagef("--%s %q: want %s, such as 127.0.0.1:%d", k.flag, f.ports[i], k.want, f.port)
+		}
+		*k.field(b) = f.ports[i]
 	}
-	return b, nil
+	return nil
 }
 
 // readRegistration reads a file and says where it is no JSON, before the agent

@@ -73,9 +73,9 @@ Run it:  fairlead agent --dev`,
 	root.AddCommand(
 		agentCommand(), downCommand(), demoCommand(),
 		networkCommand(o), runCommand(o), psCommand(o), stopCommand(o),
-		serviceCommand(o), kvCommand(o), lockCommand(o), sessionCommand(o), eventCommand(o), aclCommand(o), snapshotCommand(o), dnsCommand(o),
+		serviceCommand(o), maintenanceCommand(o), kvCommand(o), lockCommand(o), sessionCommand(o), eventCommand(o), aclCommand(o), snapshotCommand(o), dnsCommand(o),
 		configCommand(o), importCommand(o),
-		statusCommand(o), versionCommand(o), docsCommand(),
+		statusCommand(o), reloadCommand(o), versionCommand(o), docsCommand(),
 	)
 	root.SetHelpCommand(helpCommand())
 	root.InitDefaultHelpCmd()

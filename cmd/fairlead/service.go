@@ -142,11 +142,7 @@ with 'fairlead stop'.`,
 			if err != nil {
 				return err
 			}
-			err = cl.Deregister(c.Context(), args[0])
-			if api.IsNotFound(err) {
-				return fmt.Errorf("%w 'fairlead service inspect NAME' shows ids and their nodes", err)
-			}
-			return err
+			return instanceHint(cl.Deregister(c.Context(), args[0]))
 		},
 	}
 }
