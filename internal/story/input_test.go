@@ -181,7 +181,7 @@ func TestBadRequests(t *testing.T) {
 		{"PUT", register, `{"Name": "x", "Port": "eighty"}`, 400, "Request decode failed: Port"},
 		{"PUT", register, `{"Name": "x", "Check": {"HTTP": "http://127.0.0.1/"}}`, 400, "Invalid check: Interval must be > 0"},
 		{"PUT", register, `{"Name": "x", "Check": {"TTL": "soon"}}`, 400, `invalid duration "soon"`},
-		{"PUT", register, `{"Name": "x", "Check": {"TTL": "1s", "HTTP": "http://127.0.0.1/"}}`, 400, "Invalid check: exactly one of HTTP, TCP and TTL must be specified"},
+		{"PUT", register, `{"Name": "x", "Check": {"TTL": "1s", "HTTP": "http://127.0.0.1/"}}`, 400, "Invalid check: Interval must be > 0"},
 		{"PUT", register, `{"Name": "x", "Notes": "` + big + `"}`, 413, "too large"},
 		{"POST", register, `{"Name": "x"}`, 405, "method POST not allowed"},
 		{"GET", "/v1/agent/service/deregister/db", ``, 405, "method GET not allowed"},

@@ -41,7 +41,7 @@ func TestPythonConsul(t *testing.T) {
 	})
 
 	must("register")
-	if got, want := must("catalogue"), "db: ['primary', 'v2']\ndb-1 at 127.0.0.1:8888 on n1"; got != want {
+	if got, want := must("catalogue"), "consul: []\ndb: ['primary', 'v2']\ndb-1 at 127.0.0.1:8888 on n1"; got != want {
 		t.Errorf("catalogue:\n%s\nwant:\n%s", got, want)
 	}
 	if got, want := must("kv"), "b'red' flags 7, keys ['app/colour', 'app/size'], gone None"; got != want {
