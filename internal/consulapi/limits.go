@@ -3,7 +3,6 @@ package consulapi
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"log/slog"
 	"math"
@@ -89,21 +88,51 @@ func NewGuard(l Limits) *Guard {
 	return &Guard{l: l, conns: map[netip.Addr]int{}, buckets: map[netip.Addr]*bucket{}}
 }
 
-// Server returns a server of next within the limits. It is to serve what Listener
-// returns, bare or inside TLS.
+// Server returns a server of next within the limits. Its hooks for connections are
+// taken.
 func (g *Guard) Server(next http.Handler) *http.Server {
-	return &http.Server{
+	srv := &http.Server{
 		Handler: g.Handler(next), ReadHeaderTimeout: g.l.HeaderTimeout, IdleTimeout: keepAlive, MaxHeaderBytes: g.l.HeaderBytes,
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			if t, ok := c.(*tls.Conn); ok {
-				c = t.NetConn()
-			}
-			if k, ok := c.(*counted); ok && k.spare {
-				return context.WithValue(ctx, spareKey{}, true)
-			}
-			return ctx
-		},
 	}
+	if g.l.ConnsPerClient > 0 {
+		srv.ConnContext, srv.ConnState = g.connect, g.connState
+	}
+	return srv
+}
+
+// connect counts a connection, and marks one over its client's limit.
+func (g *Guard) connect(ctx context.Context, c net.Conn) context.Context {
+	switch n := g.count(c, 1); {
+	case n <= g.l.ConnsPerClient:
+		return ctx
+	case n > g.l.ConnsPerClient+spareConns:
+		_ = c.Close() // nothing was promised
+	}
+	return context.WithValue(ctx, spareKey{}, true)
+}
+
+// connState is told of each connection's end once.
+func (g *Guard) connState(c net.Conn, s http.ConnState) {
+	if s == http.StateClosed || s == http.StateHijacked {
+		g.count(c, -1)
+	}
+}
+
+// count changes how many connections a client has, and returns it; 0 for a client
+// without an address.
+func (g *Guard) count(c net.Conn, by int) int {
+	who := client(c.RemoteAddr().String())
+	if !who.IsValid() {
+		return 0
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.conns[who] += by
+	n := g.conns[who]
+	if n <= 0 {
+		delete(g.conns, who)
+	}
+	return n
 }
 
 // spareKey marks the context of a connection over its client's limit.

@@ -31,8 +31,7 @@ func listen(t *testing.T, l consulapi.Limits, h http.Handler) (addr string) {
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
-	g := consulapi.NewGuard(l)
-	serveOn(t, g.Server(h), g.Listener(ln))
+	serveOn(t, consulapi.NewGuard(l).Server(h), ln)
 	return ln.Addr().String()
 }
 
@@ -86,8 +85,7 @@ func inMemory(t *testing.T, l consulapi.Limits, h http.HandlerFunc, f func(t *te
 	l.Log = quiet()
 	synctest.Test(t, func(t *testing.T) {
 		p := newPipes()
-		g := consulapi.NewGuard(l)
-		serveOn(t, g.Server(h), g.Listener(p))
+		serveOn(t, consulapi.NewGuard(l).Server(h), p)
 		f(t, p)
 	})
 }

@@ -3,75 +3,9 @@ package consulapi
 import (
 	"errors"
 	"io"
-	"net"
 	"net/http"
-	"net/netip"
-	"sync"
 	"time"
 )
-
-// Listener returns l with its connections counted by client.
-func (g *Guard) Listener(l net.Listener) net.Listener {
-	if g.l.ConnsPerClient <= 0 {
-		return l
-	}
-	return &listener{l, g}
-}
-
-type listener struct {
-	net.Listener
-	g *Guard
-}
-
-// Accept implements net.Listener.
-func (l *listener) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		who := client(c.RemoteAddr().String())
-		if !who.IsValid() {
-			return c, nil
-		}
-		switch n := l.g.enter(who); {
-		case n <= l.g.l.ConnsPerClient:
-			return &counted{Conn: c, leave: sync.OnceFunc(func() { l.g.exit(who) })}, nil
-		case n <= l.g.l.ConnsPerClient+spareConns:
-			return &counted{Conn: c, leave: sync.OnceFunc(func() { l.g.exit(who) }), spare: true}, nil
-		}
-		l.g.exit(who)
-		_ = c.Close() // nothing was promised
-	}
-}
-
-func (g *Guard) enter(who netip.Addr) int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.conns[who]++
-	return g.conns[who]
-}
-
-func (g *Guard) exit(who netip.Addr) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.conns[who]--; g.conns[who] <= 0 {
-		delete(g.conns, who)
-	}
-}
-
-// counted is a connection that counts for its client until it is closed.
-type counted struct {
-	net.Conn
-	leave func()
-	spare bool // over the limit
-}
-
-// Close implements net.Conn.
-func (c *counted) Close() error {
-	c.leave()
-	return c.Conn.Close()
-}
 
 // timed is a request's body that has to arrive in time. The deadline is the
 // connection's; it is lifted at the body's end, since the server reads on behind
