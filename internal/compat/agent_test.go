@@ -387,3 +387,36 @@ func TestAgentACL(t *testing.T) {
 		t.Errorf("%v %v", services, err)
 	}
 }
+
+// TestTagOverride: whoever may write the catalogue has the last word on the tags of a service that allows it, and of no other.
+func TestTagOverride(t *testing.T) {
+	c := startAgent(t).client()
+	for name, override := range map[string]bool{"open": true, "closed": false} {
+		must(t, c.Agent().ServiceRegister(&api.AgentServiceRegistration{
+			Name: name, Port: 80, Tags: []string{"agent"}, EnableTagOverride: override, Check: &api.AgentServiceCheck{TTL: "1h", Status: "passing"},
+		}))
+		_, err := c.Catalog().Register(&api.CatalogRegistration{
+			Node: "n1", Address: "127.0.0.1", SkipNodeUpdate: true,
+			Service: &api.AgentService{ID: name, Service: name, Port: 80, Tags: []string{"catalogue"}, EnableTagOverride: override},
+		}, nil)
+		must(t, err)
+	}
+	eventually(t, func() error {
+		services, err := c.Agent().Services()
+		if err != nil {
+			return err
+		}
+		var shown []string
+		for _, name := range []string{"open", "closed"} {
+			entries, _, err := c.Health().Service(name, "", true, nil)
+			if err != nil || len(entries) != 1 {
+				return fmt.Errorf("%s: %d entries, %w", name, len(entries), err)
+			}
+			shown = append(shown, services[name].Tags[0], entries[0].Service.Tags[0])
+		}
+		if got := strings.Join(shown, " "); got != "catalogue catalogue agent agent" {
+			return errors.New(got)
+		}
+		return nil
+	})
+}

@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/hashicorp/consul/api"
 )
@@ -270,6 +269,3 @@ func document(t *testing.T, routes []*route) {
 		t.Errorf("%s is not what 'go test ./internal/compat -run EveryRoute -update' writes", path)
 	}
 }
-
-// soon is within which a route answers.
-const soon = 10 * time.Second

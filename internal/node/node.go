@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -120,8 +121,12 @@ func (a *Agent) assemble() error {
 		a.closers = append(a.closers, func() error { return removeTemporary(a.cfg.RunDir) })
 	}
 	a.store = store.New(store.Config{Dir: a.dataDir(), Temp: temporary, Name: a.cfg.NodeName, Log: a.log}, a.state)
+	reset := ""
+	if !a.cfg.Dev {
+		reset = filepath.Join(a.cfg.DataDir, "acl-bootstrap-reset")
+	}
 	a.registry = registry.New(a.store, a.state, registry.Config{
-		Node: a.self.Name, VIPPool4: pools[0], VIPPool6: pools[1], SessionTTLMin: a.cfg.SessionTTLMin, Log: a.log,
+		Node: a.self.Name, VIPPool4: pools[0], VIPPool6: pools[1], SessionTTLMin: a.cfg.SessionTTLMin, ACLResetFile: reset, Log: a.log,
 	})
 	if a.local, err = local.Open(local.Config{Dir: a.dataDir(), Node: a.self, Scripts: a.cfg.ScriptChecks, Log: a.log}, a.registry, a.state); err != nil {
 		return err

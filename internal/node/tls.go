@@ -21,7 +21,10 @@ func openCertificates(cfg Config) (*certificates, error) {
 		return nil, nil
 	}
 	c := &certificates{cfg: cfg}
-	return c, c.reload()
+	if err := c.reload(); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // reload reads the files again. What cannot be used leaves what was read before
