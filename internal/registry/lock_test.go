@@ -186,22 +186,53 @@ func TestConditionalWritesOfLockedEntries(t *testing.T) {
 	if kv, _ := e.snap().KV("k"); kv.LockIndex != 1 || string(kv.Value) != "3" {
 		t.Errorf("entry = %+v", kv)
 	}
-	// The lock changes between plan and commit.
+	// The lock alone changes between plan and commit.
+	release := func() {
+		kv, _ := e.snap().KV("k")
+		if ok, _, err := e.UnlockKV(context.Background(), model.KV{Key: "k", Value: kv.Value, Session: id}); !ok {
+			t.Error(ok, err)
+		}
+	}
+	e.lock("k", id)
 	at := mod()
-	e.before = func() { e.lock("k", id) }
+	e.before = release
 	if cas("4", at) {
 		t.Error("set, though the lock changed meanwhile")
 	}
+	e.lock("k", id)
 	at = mod()
-	e.before = func() {
-		if _, _, err := e.UnlockKV(context.Background(), model.KV{Key: "k", Session: id}); err != nil {
-			t.Error(err)
-		}
-	}
+	e.before = release
 	if ok, _, err := e.DeleteKV(t.Context(), "k", &at); ok || err != nil {
 		t.Errorf("deleted, though the lock changed meanwhile: %v", err)
 	}
 	if ok, _, err := e.DeleteKV(t.Context(), "k", new(mod())); !ok || err != nil {
 		t.Errorf("delete: %v, %v", ok, err)
+	}
+}
+
+// Who releases a lock that has passed to another meanwhile releases nothing.
+func TestUnlockOfWhatHasPassedOn(t *testing.T) {
+	e := setup(t)
+	old, next := e.session(model.Session{}), e.session(model.Session{})
+	e.lock("k", old)
+	e.before = func() {
+		e.must(e.DestroySession(context.Background(), old))
+		e.lock("k", next)
+	}
+	// A registry of its own, as on another server: no queue in common.
+	ok, _, err := newRegistry(e.fake, e.st).UnlockKV(t.Context(), model.KV{Key: "k", Value: []byte("mine no more"), Session: old})
+	if ok || err != nil || e.holder("k") != next {
+		t.Errorf("released: %v, %v; held by %q, want %q", ok, err, e.holder("k"), next)
+	}
+}
+
+// Two who plan to take a free lock at once cannot both get it.
+func TestLockTakenMeanwhile(t *testing.T) {
+	e := setup(t)
+	one, two := e.session(model.Session{}), e.session(model.Session{})
+	e.before = func() { e.lock("k", one) }
+	ok, _, err := newRegistry(e.fake, e.st).LockKV(t.Context(), model.KV{Key: "k", Session: two})
+	if ok || err != nil || e.holder("k") != one {
+		t.Errorf("locked too: %v, %v; held by %q", ok, err, e.holder("k"))
 	}
 }

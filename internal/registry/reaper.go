@@ -22,7 +22,7 @@ const (
 	longestPause = 5 * time.Second
 	// After a look around a table the reaper rests restFactor times as long as it
 	// took, so that it costs little of a core however much happens, and at most
-	// longestRest. A table of ordinary size takes microseconds.
+	// longestRest, so that nobody waits longer than that.
 	restFactor  = 10
 	longestRest = 150 * time.Millisecond
 )

@@ -196,6 +196,7 @@ func TestSessionsEndWhileTheyLock(t *testing.T) {
 // The time of a session that is not renewed runs out, and its lock goes to the
 // next; one that is renewed keeps its own.
 func TestSessionsRunOutOnTheStore(t *testing.T) {
+	t.Parallel() // it waits for leases
 	s := startSite(t, "")
 	s.reap()
 	dead, kept := s.session(model.Session{TTL: time.Second, Behavior: model.SessionDelete}), s.session(model.Session{TTL: time.Second})
@@ -234,6 +235,7 @@ func TestSessionsRunOutOnTheStore(t *testing.T) {
 
 // Sessions and locks outlive a restart of the server, with their time.
 func TestSessionsOutliveARestart(t *testing.T) {
+	t.Parallel() // it waits for leases
 	dir := t.TempDir()
 	s := startSite(t, dir)
 	stop := s.reap()
@@ -337,6 +339,7 @@ func TestTransactionsAreAtomicOnTheStore(t *testing.T) {
 
 // The whole way of Patroni's leader lock through a failover.
 func TestLeaderLockPassesOn(t *testing.T) {
+	t.Parallel() // it waits for leases
 	s := startSite(t, "")
 	s.reap()
 	first, second := s.session(model.Session{TTL: time.Second, Behavior: model.SessionDelete, LockDelay: time.Millisecond}), s.session(model.Session{})

@@ -137,6 +137,16 @@ func TestCheckTurnsWhileASessionIsMade(t *testing.T) {
 	}
 }
 
+// A session whose mark has gone before its record is written is not written.
+func TestMarkGoesWhileASessionIsMade(t *testing.T) {
+	e := setup(t)
+	e.before = func() { e.end(e.leases[0]) }
+	_, _, err := e.CreateSession(t.Context(), model.Session{Node: "n1", NodeChecks: []model.CheckID{}, TTL: time.Minute})
+	if list, _ := e.snap().Sessions(); err == nil || len(list) != 0 {
+		t.Errorf("error %v, %d sessions", err, len(list))
+	}
+}
+
 func TestSessionTTLMin(t *testing.T) {
 	f := newFake()
 	r := registry.New(f, f.st, registry.Config{Node: "n1", SessionTTLMin: time.Second})
@@ -266,6 +276,25 @@ func TestLockTakenWhileItsSessionEnds(t *testing.T) {
 	}
 	if _, _, err := e.LockKV(t.Context(), model.KV{Key: "c", Session: id}); err == nil || err.Error() != fmt.Sprintf("invalid session %q", id) || !errors.Is(err, registry.ErrUnknownSession) {
 		t.Errorf("lock with the dead session: %v", err)
+	}
+}
+
+// A lock that is released between the look at a session's locks and its end does
+// not go with it, and leaves no delay.
+func TestLockReleasedWhileItsSessionEnds(t *testing.T) {
+	e := setup(t)
+	id := e.session(model.Session{Behavior: model.SessionDelete, LockDelay: time.Minute})
+	e.lock("k", id)
+	e.before = func() {
+		if ok, _, err := e.UnlockKV(context.Background(), model.KV{Key: "k", Value: []byte("locked"), Session: id}); !ok {
+			t.Error(ok, err)
+		}
+	}
+	e.must(e.DestroySession(t.Context(), id))
+	kv, _ := e.snap().KV("k")
+	delay, _ := e.snap().LockDelay("k")
+	if kv == nil || delay != nil {
+		t.Errorf("entry %+v, delay %+v; want the entry as it was released", kv, delay)
 	}
 }
 

@@ -233,9 +233,15 @@ func TestTransactionAgainstAConcurrentWrite(t *testing.T) {
 		meanwhile func(e *env, id string)
 		want      string
 	}{
-		"an entry read is changed":      {func(e *env, _ string) { put(e, "tree/a") }, "tree/a=meanwhile tree/b="},
-		"an entry comes into a tree":    {func(e *env, _ string) { put(e, "tree/c") }, "tree/a= tree/b= tree/c=meanwhile"},
-		"an entry goes from a tree":     {func(e *env, _ string) { e.DeleteKV(context.Background(), "tree/b", nil) }, "tree/a="},
+		"an entry read is changed":   {func(e *env, _ string) { put(e, "tree/a") }, "tree/a=meanwhile tree/b="},
+		"an entry comes into a tree": {func(e *env, _ string) { put(e, "tree/c") }, "tree/a= tree/b= tree/c=meanwhile"},
+		"an entry goes from a tree":  {func(e *env, _ string) { e.DeleteKV(context.Background(), "tree/b", nil) }, "tree/a="},
+		"a lock in a tree is lost": {func(e *env, id string) {
+			// That changes nothing but the lock.
+			if _, err := e.DestroySession(context.Background(), id); err != nil {
+				e.t.Error(err)
+			}
+		}, "tree/a= tree/b= tree/held=locked"},
 		"a lock in a tree is taken":     {func(e *env, id string) { e.lock("tree/b", id) }, "tree/a= tree/b=locked@"},
 		"an entry elsewhere is changed": {func(e *env, _ string) { put(e, "other") }, "tree/a= tree/b="},
 		"a tree goes and comes differently": {func(e *env, _ string) {
@@ -251,6 +257,9 @@ func TestTransactionAgainstAConcurrentWrite(t *testing.T) {
 			for _, key := range []string{"tree/a", "tree/b"} {
 				_, index, err := e.PutKV(t.Context(), model.KV{Key: key}, nil)
 				e.must(index, err)
+			}
+			if strings.Contains(tt.want, "tree/held") {
+				e.lock("tree/held", id)
 			}
 			e.before = func() { tt.meanwhile(e, id) }
 			results, _ := e.transact(op("get-tree", "tree/"), op("set", "done"))
