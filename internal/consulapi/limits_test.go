@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -104,7 +105,15 @@ func TestManyWatchersOfOneHost(t *testing.T) {
 	const watchers = 300
 	w := newWorld()
 	w.put("kv/a", state.Change{KV: &model.KV{Key: "a"}})
-	addr := listen(t, consulapi.Limits{}, w.handler())
+	var asked atomic.Int32
+	all := make(chan struct{})
+	h := w.handler()
+	addr := listen(t, consulapi.Limits{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) == watchers {
+			close(all)
+		}
+		h.ServeHTTP(w, r)
+	}))
 	after := w.st.Snapshot().Index()
 
 	client := &http.Client{Transport: &http.Transport{}}
@@ -123,6 +132,7 @@ func TestManyWatchersOfOneHost(t *testing.T) {
 		}()
 	}
 	// All of them wait at once: one more is served beside them.
+	<-all
 	resp, err := client.Get("http://" + addr + "/v1/status/leader")
 	must(t, err)
 	must(t, resp.Body.Close())
