@@ -11,10 +11,9 @@ unpack() {
 	local package=$1 file=$2 dir
 	[ -x "$to/$(basename "$file")" ] && return
 	dir=$(mktemp -d)
-	chmod 0755 "$dir" # apt's own user writes here
 	echo "setup: unpacking $package"
 	(cd "$dir" && for pause in 5 15 30 0; do
-		apt-get -q -o Acquire::Retries=5 download "$package" && exit
+		apt-get -q -o Acquire::Retries=5 -o APT::Sandbox::User=root download "$package" && exit
 		[ "$pause" = 0 ] || { sleep "$pause"; apt-get -q update || true; }
 	done; exit 1)
 	dpkg-deb -x "$dir/$package"_*.deb "$dir/root"

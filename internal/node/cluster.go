@@ -21,7 +21,11 @@ type cluster struct {
 	node  model.Node
 	addr  string
 	began time.Time
+	stale func() time.Duration
 }
+
+// LastContact is how long the servers have had no leader.
+func (c cluster) LastContact() time.Duration { return c.stale() }
 
 func (c cluster) Leader() string {
 	if c.store.Status().Leader == "" {

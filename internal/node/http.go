@@ -56,7 +56,7 @@ func (a *Agent) handler() http.Handler {
 
 // consul is the Consul-compatible API.
 func (a *Agent) consul() http.Handler {
-	servers := cluster{store: a.store, node: a.self, addr: a.cfg.Advertise + ":" + leaderPort, began: time.Now()}
+	servers := cluster{store: a.store, node: a.self, addr: a.cfg.Advertise + ":" + leaderPort, began: time.Now(), stale: a.staleFor}
 	deps := consulapi.Deps{
 		Reader: a.state, Agent: a.local, Writer: a.registry, Cluster: servers,
 		Sessions: a.registry, Transactor: a.registry, Queries: a.registry, Events: a.events, ACLs: a.registry,

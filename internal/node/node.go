@@ -120,7 +120,9 @@ func (a *Agent) assemble() error {
 		}
 		a.closers = append(a.closers, func() error { return removeTemporary(a.cfg.RunDir) })
 	}
-	a.store = store.New(store.Config{Dir: a.dataDir(), Temp: temporary, Name: a.cfg.NodeName, Log: a.log}, a.state)
+	a.store = store.New(store.Config{
+		Dir: a.dataDir(), Temp: temporary, Name: a.cfg.NodeName, Site: a.cfg.Site, Version: a.version, VIPPools: pools, Log: a.log,
+	}, a.state)
 	reset := ""
 	if !a.cfg.Dev {
 		reset = filepath.Join(a.cfg.DataDir, "acl-bootstrap-reset")
@@ -161,9 +163,7 @@ func (a *Agent) staleFor() time.Duration {
 	now := time.Now()
 	if a.store.HasLeader() {
 		a.led.Store(&now)
-		return 0
-	}
-	if last := a.led.Load(); last != nil {
+	} else if last := a.led.Load(); last != nil {
 		return now.Sub(*last)
 	}
 	return 0 // it has not started yet
