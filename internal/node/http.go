@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"time"
 
@@ -10,7 +9,6 @@ import (
 	"github.com/fairlead-net/fairlead/internal/acl"
 	"github.com/fairlead-net/fairlead/internal/consulapi"
 	"github.com/fairlead-net/fairlead/internal/datapath"
-	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/nativeapi"
 	"github.com/fairlead-net/fairlead/internal/promsd"
 )
@@ -84,12 +82,13 @@ func (p agentProcess) Leave(context.Context) error {
 	return nil
 }
 
-// SetToken replaces one of the agent's own tokens until it ends.
+// SetToken replaces one of the agent's own tokens until it ends. The kinds that
+// only Consul has a use for are taken, because tools set all of them.
 func (p agentProcess) SetToken(_ context.Context, kind, secret string) error {
 	switch k := acl.TokenKind(kind); k {
 	case acl.DefaultToken, acl.AgentToken, acl.DNSToken:
 		p.a.tokens.SetToken(k, secret)
 		return nil
 	}
-	return fmt.Errorf("%w: this agent has no use for a token of the kind %q", model.ErrInvalid, kind)
+	return nil
 }
