@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/state"
 )
 
 // Register makes r one of this node's services or changes it. Once it returns
@@ -359,18 +360,27 @@ func oneLine(format string, args ...any) string {
 
 // awaitGone waits for the catalogue to have lost an instance.
 func (a *Agent) awaitGone(ctx context.Context, id model.ServiceID) {
+	a.awaitLost(ctx, func(snap *state.Snapshot) (bool, <-chan struct{}) {
+		inst, mark := snap.Instance(a.me, id)
+		return inst == nil || a.entries[id] != nil, mark.Changed
+	})
+}
+
+// awaitLost waits for the catalogue to have lost what was removed here, as long as
+// a change waits for it. lost says whether it has, or whether that was registered
+// again; it is called with a.mu held.
+func (a *Agent) awaitLost(ctx context.Context, lost func(*state.Snapshot) (bool, <-chan struct{})) {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	for {
-		inst, mark := a.st.Snapshot().Instance(a.me, id)
 		a.mu.Lock()
-		again := a.entries[id] != nil
+		done, changed := lost(a.st.Snapshot())
 		a.mu.Unlock()
-		if inst == nil || again {
+		if done {
 			return
 		}
 		select {
-		case <-mark.Changed:
+		case <-changed:
 		case <-timer.C:
 			return
 		case <-ctx.Done():

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/state"
 )
 
 // RegisterCheck adds a check to the service that it names, or to the whole node,
@@ -114,24 +115,10 @@ func (a *Agent) DeregisterCheck(ctx context.Context, id model.CheckID) error {
 
 // awaitCheckGone waits for the catalogue to have lost a check.
 func (a *Agent) awaitCheckGone(ctx context.Context, id model.CheckID) {
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	for {
-		shown, mark := a.st.Snapshot().Check(a.me, id)
-		a.mu.Lock()
-		again := a.checks[id] != nil
-		a.mu.Unlock()
-		if shown == nil || again {
-			return
-		}
-		select {
-		case <-mark.Changed:
-		case <-timer.C:
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
+	a.awaitLost(ctx, func(snap *state.Snapshot) (bool, <-chan struct{}) {
+		shown, mark := snap.Check(a.me, id)
+		return shown == nil || a.checks[id] != nil, mark.Changed
+	})
 }
 
 // The checks of maintenance, with Consul's ids and words.

@@ -63,7 +63,7 @@ func (d *definitions) file(v *value) {
 		case catalogue[name].path != "":
 			d.fail(f.pos, fmt.Errorf("%q is a setting of Consul's agent, no definition; 'fairlead config from-consul' translates it", f.key))
 		default:
-			d.fail(f.pos, fmt.Errorf("unknown key %q%s", f.key, suggestion(name, definitionKeys)))
+			d.fail(f.pos, fmt.Errorf("unknown key %q%s", f.key, Suggestion(name, definitionKeys)))
 		}
 	}
 	for _, s := range t.serviceDefs {

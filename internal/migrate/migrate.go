@@ -76,8 +76,9 @@ func readFile(name string) (*value, error) {
 	return parse(name, b)
 }
 
-// suggestion names the known word that is nearest to key, if one is near.
-func suggestion(key string, known []string) string {
+// Suggestion names the known word that is nearest to key, as the end of an error's
+// text; empty if none is near.
+func Suggestion(key string, known []string) string {
 	best, distance := "", min((len(key)+2)/3, 3)+1 // as far as this it is a different word
 	for _, k := range known {
 		if d := editDistance(key, k); d < distance || (d == distance && k < best) {

@@ -61,7 +61,7 @@ func (t *tree) add(prefix string, v *value) []error {
 		name := strings.ToLower(f.key)
 		k, known := catalogue[prefix+name]
 		if !known {
-			errs = append(errs, fmt.Errorf("%s: unknown key %q%s", f.pos, prefix+f.key, suggestion(name, siblings(prefix))))
+			errs = append(errs, fmt.Errorf("%s: unknown key %q%s", f.pos, prefix+f.key, Suggestion(name, siblings(prefix))))
 			continue
 		}
 		if f.val.kind == scalar && f.val.text == nil {

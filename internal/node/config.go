@@ -12,6 +12,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/fairlead-net/fairlead/internal/migrate"
 	"github.com/fairlead-net/fairlead/internal/registry"
 )
 
@@ -68,7 +69,7 @@ func readFile(file string) (map[string]yaml.Node, error) {
 		n := raw[key]
 		switch {
 		case !known[key]:
-			errs = append(errs, fmt.Errorf("%s:%d: unknown key %q%s", file, n.Line, key, suggestion(key, known)))
+			errs = append(errs, fmt.Errorf("%s:%d: unknown key %q%s", file, n.Line, key, migrate.Suggestion(key, slices.Collect(maps.Keys(known)))))
 			delete(raw, key)
 		case n.Kind != yaml.ScalarNode:
 			errs = append(errs, fmt.Errorf("%s:%d: %s: want one plain value", file, n.Line, key))
@@ -76,40 +77,6 @@ func readFile(file string) (map[string]yaml.Node, error) {
 		}
 	}
 	return raw, errors.Join(errs...)
-}
-
-func suggestion(key string, known map[string]bool) string {
-	best, distance := "", min((len(key)+2)/3, 3)+1 // as far as this it is a different word
-	for k := range known {
-		if d := editDistance(key, k); d < distance || (d == distance && k < best) {
-			best, distance = k, d
-		}
-	}
-	if best == "" {
-		return ""
-	}
-	return fmt.Sprintf("; did you mean %q?", best)
-}
-
-// editDistance is Levenshtein's.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		diagonal := row[0]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := diagonal
-			if a[i-1] != b[j-1] {
-				cost++
-			}
-			diagonal = row[j]
-			row[j] = min(cost, row[j]+1, row[j-1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // fill sets what depends on the host.

@@ -1,11 +1,15 @@
 package node
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/fairlead-net/fairlead/internal/migrate"
 )
 
 // load reads a configuration out of a file's text, variables and flags.
@@ -150,7 +154,7 @@ func TestSuggestion(t *testing.T) {
 	for key, want := range map[string]string{
 		"data-dir": "data_dir", "datadir": "data_dir", "nodename": "node_name", "vip_pool5": "vip_pool", "ste": "site", "log": "", "completely": "",
 	} {
-		got := suggestion(key, known)
+		got := migrate.Suggestion(key, slices.Collect(maps.Keys(known)))
 		if want != "" {
 			want = `; did you mean "` + want + `"?`
 		}
