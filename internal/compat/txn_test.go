@@ -105,17 +105,17 @@ func TestKVTransactions(t *testing.T) {
 func TestTransactionLimits(t *testing.T) {
 	c := startAgent(t, "kv-max-value-size=1000", "txn-max-req-size=20000").client()
 	var ops api.KVTxnOps
-	for i := range 64 {
+	for i := range 128 {
 		ops = append(ops, op(api.KVSet, fmt.Sprint("k", i), "x"))
 	}
-	if ok, r, _, err := c.KV().Txn(ops, nil); err != nil || !ok || len(r.Results) != 64 {
-		t.Errorf("64 operations: %v, %v", ok, err)
+	if ok, r, _, err := c.KV().Txn(ops, nil); err != nil || !ok || len(r.Results) != 128 {
+		t.Errorf("128 operations: %v, %v", ok, err)
 	}
 	for name, x := range map[string]struct {
 		ops  api.KVTxnOps
 		want string
 	}{
-		"65 operations":     {append(ops, op(api.KVGet, "k1", "")), "Transaction contains too many operations (65 > 64)"},
+		"129 operations":    {append(ops, op(api.KVGet, "k1", "")), "Transaction contains too many operations (129 > 128)"},
 		"a large value":     {api.KVTxnOps{op(api.KVSet, "k", strings.Repeat("x", 1001))}, `Value for key "k" is too large (1001 > 1000 bytes)`},
 		"a large operation": {api.KVTxnOps{op(api.KVSet, strings.Repeat("k", 21000), "")}, "too large, max size: 20000 bytes"},
 	} {

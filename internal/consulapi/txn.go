@@ -24,8 +24,8 @@ type Transactor interface {
 var txnRoutes = []route{put("/v1/txn", (*handler).txn)}
 
 const (
-	// maxTxnOps is how many operations a transaction may have.
-	maxTxnOps  = 64
+	// maxTxnOps is how many operations a transaction may have, since Consul 1.14.
+	maxTxnOps  = 128
 	txnSizeDoc = " See https://www.consul.io/docs/agent/config/config-files#txn_max_req_len."
 )
 
