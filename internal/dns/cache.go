@@ -56,8 +56,8 @@ type cache struct {
 
 type cached struct {
 	key   question
-	m     *miekg.Msg // not changed any more; nil: a failure
-	err   error      // of a failure
+	m     *miekg.Msg // not changed any more; nil: nobody answered
+	err   error      // why not
 	at    time.Time
 	ttl   time.Duration
 	retry time.Time // before it nobody is asked again
@@ -65,6 +65,9 @@ type cached struct {
 }
 
 func (c *cached) fresh(now time.Time) bool { return now.Sub(c.at) < c.ttl }
+
+// failed reports whether nobody knew, of which nothing is worth keeping.
+func (c *cached) failed() bool { return c.m == nil || !useful(c.m.Rcode) }
 
 func newCache(size int) *cache {
 	if size == 0 {
@@ -82,7 +85,7 @@ func (c *cache) get(k question, now time.Time) *cached {
 		return nil
 	}
 	x := *e.Value.(*cached)
-	if now.Sub(x.at) >= x.ttl && (x.m == nil || now.Sub(x.at) >= x.ttl+staleFor) {
+	if now.Sub(x.at) >= x.ttl && (x.failed() || now.Sub(x.at) >= x.ttl+staleFor) {
 		c.drop(e)
 		return nil
 	}
@@ -99,9 +102,14 @@ func (c *cache) put(k question, m *miekg.Msg, now time.Time) {
 	c.add(&cached{key: k, m: m.Copy(), at: now, ttl: ttl, size: m.Len() + entryCost})
 }
 
-// fail remembers for a moment that nobody knew.
-func (c *cache) fail(k question, err error, now time.Time) {
-	c.add(&cached{key: k, err: err, at: now, ttl: failureTTL, size: entryCost})
+// fail remembers for a moment that nobody knew: a resolver's answer that says so,
+// or why there is none.
+func (c *cache) fail(k question, m *miekg.Msg, err error, now time.Time) {
+	x := &cached{key: k, err: err, at: now, ttl: failureTTL, size: entryCost}
+	if m != nil {
+		x.m, x.size = m.Copy(), m.Len()+entryCost
+	}
+	c.add(x)
 }
 
 // postpone keeps a stale answer from being asked for again for a while.

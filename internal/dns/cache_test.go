@@ -112,6 +112,34 @@ func TestCacheHonoursTTLs(t *testing.T) {
 	})
 }
 
+// TestStaleAnswerAsksAllResolvers: a dead resolver in front of a good one must not
+// keep an answer stale.
+func TestStaleAnswerAsksAllResolvers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newFakeResolver(t, 0)
+		r.answers(60)
+		dead, good := r.fixed[0], netip.MustParseAddrPort("192.0.2.54:53")
+		r.put(t, "example.com.", fromResolver, 1)
+		time.Sleep(61 * time.Second)
+		one := r.exchange
+		r.fixed = append(r.fixed, good)
+		r.exchange = func(ctx context.Context, to netip.AddrPort, q *miekg.Msg) (*miekg.Msg, error) {
+			if to == dead {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return one(ctx, to, q)
+		}
+		r.put(t, "example.com.", fromResolver, 2)
+		time.Sleep(29 * time.Second) // the dead one is still asked last
+		asked := time.Now()
+		r.put(t, "other.com.", fromResolver, 3)
+		if took := time.Since(asked); took > 0 {
+			t.Errorf("took %v", took)
+		}
+	})
+}
+
 func TestCacheOfDenials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newFakeResolver(t, 0)
@@ -133,9 +161,17 @@ func TestCacheOfDenials(t *testing.T) {
 		r.denies(miekg.RcodeNameError) // nobody says for how long
 		r.put(t, "bare.example.com.", fromResolver, 5)
 		r.put(t, "bare.example.com.", fromResolver, 6)
-		r.denies(miekg.RcodeServerFailure, 10, 60)
+
+		r.denies(miekg.RcodeServerFailure, 10, 60) // for a moment, whatever it says (RFC 9520)
 		r.put(t, "broken.example.com.", fromResolver, 7)
+		if m := r.put(t, "broken.example.com.", fromCache, 7); m.Rcode != miekg.RcodeServerFailure {
+			t.Errorf("%v", m)
+		}
+		time.Sleep(failureTTL)
 		r.put(t, "broken.example.com.", fromResolver, 8)
+		time.Sleep(failureTTL)
+		r.breaks()
+		r.put(t, "broken.example.com.", fromNobody, 9) // a failure never counts longer
 	})
 }
 

@@ -123,10 +123,10 @@ func (f *forwarder) ask(ctx context.Context, req *miekg.Msg) (*miekg.Msg, source
 		f.cache.postpone(k, now.Add(staleTTL))
 		return old.reply(req, now), fromStale, nil
 	}
+	if old == nil && ctx.Err() == nil && !errors.Is(err, errBusy) {
+		f.cache.fail(k, m, err, now)
+	}
 	if err != nil {
-		if ctx.Err() == nil && !errors.Is(err, errBusy) {
-			f.cache.fail(k, err, now)
-		}
 		return nil, fromNobody, err
 	}
 	return downstream(m.Copy(), req), fromResolver, nil
@@ -192,8 +192,8 @@ func (f *forwarder) fetch(ctx context.Context, req *miekg.Msg) (*miekg.Msg, erro
 	}
 	var poor *miekg.Msg
 	var errs []error
-	for _, server := range servers {
-		m, err := f.exchange(ctx, server, upstream(req))
+	for i, server := range servers {
+		m, err := f.attempt(ctx, server, req, len(servers)-i)
 		if ctx.Err() == nil || err == nil {
 			f.note(server, err)
 		}
@@ -212,6 +212,17 @@ func (f *forwarder) fetch(ctx context.Context, req *miekg.Msg) (*miekg.Msg, erro
 		return poor, nil
 	}
 	return nil, errors.Join(errs...)
+}
+
+// attempt asks the first of so many resolvers. Of the time that the asker has, it
+// leaves the others their shares: one that is dead must not use it all up.
+func (f *forwarder) attempt(ctx context.Context, server netip.AddrPort, req *miekg.Msg, many int) (*miekg.Msg, error) {
+	if end, ok := ctx.Deadline(); ok && many > 1 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(end)/time.Duration(many))
+		defer cancel()
+	}
+	return f.exchange(ctx, server, upstream(req))
 }
 
 func useful(rcode int) bool {
