@@ -3,6 +3,7 @@ package consulapi
 import (
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/hashicorp/go-bexpr/grammar"
 )
@@ -97,9 +98,11 @@ func writeMatch(b *strings.Builder, e *grammar.MatchExpression) bool {
 }
 
 // quote writes a string literal; the grammar has no way to write one that needs
-// both kinds of quotes.
+// both kinds of quotes, or that an escape made something else than text.
 func quote(s string) (string, bool) {
 	switch {
+	case !utf8.ValidString(s):
+		return "", false
 	case !strings.ContainsAny(s, "\"\\") && !strings.ContainsFunc(s, unicode.IsControl):
 		return `"` + s + `"`, true
 	case !strings.ContainsAny(s, "`\r"):
