@@ -91,10 +91,13 @@ func (h *handler) agentService(c *call) (answer, error) {
 		// has closed its channel.
 		_, mark := h.Reader.Snapshot().NodeInstances(h.cfg.Node.Name)
 		r, ok := h.Agent.Service(model.ServiceID(c.rest))
+		c.lookAgain()
 		if !ok {
+			if _, err := c.authorizer(); err != nil {
+				return answer{}, err
+			}
 			return answer{}, fail(http.StatusNotFound, "unknown service ID: %s", c.rest)
 		}
-		c.lookAgain()
 		if err := c.require(acl.Service, string(r.Instance.Service), acl.Read); err != nil {
 			return answer{}, err
 		}

@@ -25,6 +25,7 @@ func TestRights(t *testing.T) {
 		n1       = `node "n1" { policy = "read" }` + services
 		aRead    = `key_prefix "a/" { policy = "read" }`
 		aWrite   = `key_prefix "a/" { policy = "write" }`
+		noDB     = `service "db" { policy = "deny" }`
 		noWeb    = `service "web" { policy = "deny" }`
 		noN2     = `node "n2" { policy = "deny" }`
 		noB      = `key_prefix "b/" { policy = "deny" }`
@@ -69,6 +70,8 @@ func TestRights(t *testing.T) {
 		{webWrite, `PUT /v1/agent/check/update/service:db-1 {"Status": "passing"}`, "403", "200"},
 		{`node "n1" { policy = "write" }`, "PUT /v1/agent/check/pass/service:web-1", "403", "200"},
 		{unknown, "PUT /v1/agent/check/pass/nope", "403", "403"},
+
+		{unknown, "GET /v1/agent/service/nope", "403", "403"},
 
 		// The catalogue.
 		{none, "GET /v1/catalog/datacenters", "200", "200"},
@@ -132,6 +135,15 @@ func TestRights(t *testing.T) {
 		{aWrite + `key "a/x/y" { policy = "read" }`, "DELETE /v1/kv/a/?recurse", "403", "403"},
 		{noB, "DELETE /v1/kv/?recurse", "403", "403"},
 
+		// A proxy draws the connections that are meant for the service that it
+		// stands for, whichever way it is registered.
+		{webWrite, "PUT /v1/agent/service/register " + proxy("web", "Name"), "200", "200"},
+		{webWrite + noDB, "PUT /v1/agent/service/register " + proxy("db", "Name"), "403", "403"},
+		{webWrite, `PUT /v1/catalog/register {"Node": "n1", "SkipNodeUpdate": true, "Service": ` + proxy("db", "Service") + `}`, "403", "200"},
+		{webWrite, `PUT /v1/txn [{"Service": {"Verb": "set", "Node": "n1", "Service": ` + proxy("web", "Service") + `}}]`, "200 web", "200 web"},
+		{webWrite, `PUT /v1/txn [{"Service": {"Verb": "set", "Node": "n1", "Service": ` + proxy("db", "Service") + `}}]`, "409", "200 web db"},
+		{webWrite + noDB, `PUT /v1/txn [{"Service": {"Verb": "cas", "Node": "n1", "Service": ` + proxy("db", "Service") + `}}]`, "409", "409"},
+
 		// ACLs: not even reading them is allowed by default.
 		{none, "GET /v1/acl/tokens", "403", "403"},
 		{`acl = "read"`, "GET /v1/acl/tokens", "200", "200"},
@@ -167,6 +179,11 @@ func TestRights(t *testing.T) {
 			})
 		}
 	}
+}
+
+// proxy is an instance of web that stands for a service, with its name in a field.
+func proxy(of, field string) string {
+	return fmt.Sprintf(`{"Kind": "connect-proxy", "ID": "p", %q: "web", "Port": 1, "Proxy": {"DestinationServiceName": %q}}`, field, of)
 }
 
 // furnished has services on two nodes, and keys.

@@ -110,7 +110,14 @@ func vetInstance(c *call, snap *state.Snapshot, op *model.TxnInstance) error {
 			return err
 		}
 	}
-	return c.require(acl.Service, string(i.Service), acl.Write)
+	if err := c.require(acl.Service, string(i.Service), acl.Write); err != nil || op.Verb == "delete" || op.Verb == "delete-cas" {
+		return err
+	}
+	if err := fitService(i); err != nil || i.Kind != model.KindConnectProxy {
+		return err
+	}
+	// A proxy draws the connections that are meant for the service it stands for.
+	return c.require(acl.Service, string(i.Proxy.Service), acl.Write)
 }
 
 func vetCheck(c *call, snap *state.Snapshot, op *model.TxnCheck) error {
