@@ -204,15 +204,19 @@ func (h *handler) agentMonitor(c *call) (answer, error) {
 		return answer{}, unavailable("The log is")
 	}
 	lines, done := h.Logs.watch(level, c.has("logjson"))
-	err := stream(c, lines)
+	err := stream(c, lines, func() bool {
+		c.lookAgain() // the token may have ended since
+		return h.requireAgent(c, acl.Read) == nil
+	})
 	if lost := done(); lost > 0 {
 		h.log.Warn("a watcher of the log was too slow", "dropped", lost)
 	}
 	return answer{status: http.StatusOK, written: true}, err
 }
 
-// stream sends lines until the request ends, those that wait together at once.
-func stream(c *call, lines <-chan string) error {
+// stream sends lines until the request ends or may no longer see them, those that
+// wait together at once.
+func stream(c *call, lines <-chan string, may func() bool) error {
 	const every = 200 * time.Millisecond
 	out := http.NewResponseController(c.w)
 	c.h.Set("Content-Type", "text/plain; charset=utf-8")
@@ -228,12 +232,15 @@ func stream(c *call, lines <-chan string) error {
 		case <-c.r.Context().Done():
 			return nil
 		case line := <-lines:
+			if !may() {
+				return nil
+			}
 			if _, err := c.w.Write([]byte(line)); err != nil {
 				return nil //nolint:nilerr // the client is gone
 			}
 			waiting = true
 		case <-ticker.C:
-			if waiting && out.Flush() != nil {
+			if !may() || (waiting && out.Flush() != nil) {
 				return nil
 			}
 			waiting = false

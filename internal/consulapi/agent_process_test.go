@@ -197,6 +197,36 @@ func TestMonitor(t *testing.T) {
 	}
 }
 
+// TestMonitorOfARevokedToken: who watches sees nothing more once its token is gone.
+func TestMonitorOfARevokedToken(t *testing.T) {
+	logs := consulapi.NewLogs(slog.DiscardHandler)
+	w := newWorld()
+	s := secure(w, false)
+	deps := w.deps()
+	deps.Logs, deps.Authority = logs, s.authority
+	server := httptest.NewServer(consulapi.New(consulapi.Config{Node: w.node, Log: slog.New(slog.DiscardHandler)}, deps))
+	defer server.Close()
+	secret := s.token(`agent_prefix "" { policy = "read" }`)
+	resp, err := http.Get(server.URL + "/v1/agent/monitor?token=" + secret)
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatal(resp, err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	slog.New(logs).Info("before")
+	if !lines.Scan() || !strings.Contains(lines.Text(), "before") {
+		t.Fatalf("%q", lines.Text())
+	}
+	gone, _ := w.st.Snapshot().TokenBySecret(secret)
+	if _, err := s.reg.DeleteToken(t.Context(), gone.AccessorID); err != nil {
+		t.Fatal(err)
+	}
+	slog.New(logs).Info("after")
+	if lines.Scan() {
+		t.Errorf("%q", lines.Text())
+	}
+}
+
 // TestMonitorThatIsSlow: whoever does not read holds up nobody.
 func TestMonitorThatIsSlow(t *testing.T) {
 	logs := consulapi.NewLogs(slog.DiscardHandler)

@@ -85,8 +85,9 @@ func (c *committer) RevokeLease(context.Context, int64) error { return errNoLeas
 // secured is a world with ACLs.
 type secured struct {
 	*world
-	reg  *registry.Registry
-	http http.Handler
+	reg       *registry.Registry
+	authority consulapi.Authority
+	http      http.Handler
 }
 
 // secure turns ACLs on in a world.
@@ -103,7 +104,7 @@ func secure(w *world, allow bool) *secured {
 	d := w.deps()
 	d.Authority, d.ACLs = resolver, reg
 	cfg := consulapi.Config{Node: w.node, DefaultACLPolicy: policy, Log: slog.New(slog.DiscardHandler)}
-	return &secured{w, reg, consulapi.New(cfg, d)}
+	return &secured{w, reg, resolver, consulapi.New(cfg, d)}
 }
 
 // token makes a token with a policy of these rules, and returns its secret.
