@@ -56,7 +56,7 @@ const maxChain = 8
 // answering is one question on its way to its answer.
 type answering struct {
 	*zones
-	snap   *state.Snapshot
+	snap   view
 	scope  *scope
 	asker  netip.Addr
 	client netip.Addr // on whose behalf it asks; the asker's unless it says so
@@ -91,23 +91,39 @@ type response struct {
 // asker at an address. It gives no message where the name is not ours and has to
 // be forwarded. The reply still lacks what depends on the transport; see finish.
 func (z *zones) answer(snap *state.Snapshot, req *miekg.Msg, asker netip.Addr) response {
-	m := newReply(req)
 	if rcode, why := refusal(req); rcode != miekg.RcodeSuccess {
+		m := newReply(req)
 		m.Rcode = rcode
 		return response{Msg: m, why: why}
 	}
+	return z.begin(view{snap: snap}, req, asker).answer()
+}
+
+// begin is the start of an answer to req, which refusal has let through.
+func (z *zones) begin(snap view, req *miekg.Msg, asker netip.Addr) *answering {
 	q := req.Question[0]
-	a := &answering{zones: z, snap: snap, asker: asker.Unmap().WithZone(""), owner: q.Name, qtype: q.Qtype, m: m, may: acl.AllowAll()}
+	a := &answering{zones: z, snap: snap, asker: asker.Unmap().WithZone(""), owner: q.Name, qtype: q.Qtype, m: newReply(req), may: z.authorizer()}
 	a.client = a.asker
 	if subnet := subnetOf(req); subnet != nil {
 		a.client = subnetAddr(subnet)
 	}
+	return a
+}
+
+// authorizer says what every asker may see now.
+func (z *zones) authorizer() acl.Authorizer {
 	if z.may != nil {
 		if may := z.may(); may != nil {
-			a.may = may
+			return may
 		}
 	}
-	out := a.name(miekg.CanonicalName(q.Name))
+	return acl.AllowAll()
+}
+
+// answer is zones.answer for a question that is looked at.
+func (a *answering) answer() response {
+	m := a.m
+	out := a.name(miekg.CanonicalName(a.owner))
 	if out == elsewhere {
 		return response{}
 	}
@@ -115,7 +131,7 @@ func (z *zones) answer(snap *state.Snapshot, req *miekg.Msg, asker netip.Addr) r
 		m.Answer, m.Extra, m.Rcode = nil, nil, miekg.RcodeServerFailure
 		return response{Msg: m, why: why}
 	}
-	if snap.Index() == 0 {
+	if a.snap.Index() == 0 {
 		// Nothing was read yet, so nothing may be denied either.
 		return fail(ede{miekg.ExtendedErrorCodeNotReady, "the catalogue has not been read yet"})
 	}
@@ -354,7 +370,7 @@ func (a *answering) inNetwork(n *model.Network, name string) outcome {
 
 // endpoints answers with the endpoints that a network knows by a name.
 func (a *answering) endpoints(n model.NetworkName, name string) outcome {
-	eps := a.snap.EndpointsByName(n, name)
+	eps := a.snap.all().EndpointsByName(n, name)
 	if len(eps) == 0 {
 		return nowhere
 	}

@@ -22,7 +22,7 @@ type foldMemo struct {
 	names map[string]model.ServiceName // by their lower-case form
 }
 
-func (f *folds) service(snap *state.Snapshot, lower string) (model.ServiceName, bool) {
+func (f *folds) service(snap view, lower string) (model.ServiceName, bool) {
 	tags, mark := snap.ServiceTags()
 	memo := f.memo.Load()
 	if memo == nil || memo.index != mark.Index {
@@ -41,12 +41,12 @@ func (f *folds) service(snap *state.Snapshot, lower string) (model.ServiceName, 
 // findService returns the service that a lower-case name means; without members
 // and VIP if there is none.
 func (a *answering) findService(lower string) *state.Service {
-	svc, _ := a.snap.Service(model.ServiceName(lower))
+	svc := a.snap.Service(model.ServiceName(lower))
 	if len(svc.Members) > 0 || svc.VIP != nil {
 		return svc
 	}
 	if name, ok := a.folds.service(a.snap, lower); ok {
-		svc, _ = a.snap.Service(name)
+		svc = a.snap.Service(name)
 	}
 	return svc
 }
@@ -54,14 +54,13 @@ func (a *answering) findService(lower string) *state.Service {
 // findNode returns the node that a name means, nil if there is none. exact is
 // the name as it was written, which saves looking through all nodes.
 func (a *answering) findNode(lower, exact string) *model.Node {
-	if n, _ := a.snap.Node(model.NodeName(lower)); n != nil {
+	if n := a.snap.Node(model.NodeName(lower)); n != nil {
 		return n
 	}
-	if n, _ := a.snap.Node(model.NodeName(exact)); n != nil {
+	if n := a.snap.Node(model.NodeName(exact)); n != nil {
 		return n
 	}
-	all, _ := a.snap.Nodes()
-	for _, n := range all {
+	for _, n := range a.snap.Nodes() {
 		if strings.EqualFold(string(n.Name), lower) {
 			return n
 		}
@@ -72,11 +71,10 @@ func (a *answering) findNode(lower, exact string) *model.Node {
 // findNetwork returns the network that a lower-case name means, nil if there is
 // none.
 func (a *answering) findNetwork(lower string) *model.Network {
-	if n, _ := a.snap.Network(model.NetworkName(lower)); n != nil {
+	if n := a.snap.Network(model.NetworkName(lower)); n != nil {
 		return n
 	}
-	all, _ := a.snap.Networks()
-	for _, n := range all {
+	for _, n := range a.snap.Networks() {
 		if strings.EqualFold(string(n.Name), lower) {
 			return n
 		}

@@ -58,8 +58,7 @@ func (a *answering) reverse(name string, ip netip.Addr) outcome {
 	_, a.negOwner, _ = strings.Cut(name, ".")
 	target := a.holder(ip)
 	if target == "" {
-		networks, _ := a.snap.Networks()
-		for _, n := range networks {
+		for _, n := range a.snap.Networks() {
 			if inPool(n, ip) {
 				return nowhere
 			}
@@ -83,7 +82,7 @@ func (a *answering) holder(ip netip.Addr) string {
 		return string(e.Workload) + "." + string(e.Network) + "." + internalDomain
 	}
 	suffix := "." + a.site + "." + a.zones.domains[0]
-	held := a.holds.of(a.snap, ip)
+	held := a.holds.of(a.snap.all(), ip)
 	if held.node != "" && a.may.Allow(acl.Node, string(held.node), acl.Read) {
 		return string(held.node) + ".node" + suffix
 	}
@@ -92,7 +91,7 @@ func (a *answering) holder(ip netip.Addr) string {
 			return string(svc) + ".service" + suffix
 		}
 	}
-	if v := a.snap.VIPByAddr(ip); v != nil && a.may.Allow(acl.Service, string(v.Service), acl.Read) {
+	if v := a.snap.all().VIPByAddr(ip); v != nil && a.may.Allow(acl.Service, string(v.Service), acl.Read) {
 		return string(v.Service) + ".virtual." + internalDomain
 	}
 	return ""

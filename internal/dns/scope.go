@@ -24,7 +24,7 @@ type scope struct {
 // where is the asker's scope.
 func (a *answering) where() *scope {
 	if a.scope == nil {
-		a.scope = a.zones.scopeOf(a.snap, a.asker)
+		a.scope = a.zones.scopeOf(a.snap.all(), a.asker)
 	}
 	return a.scope
 }
@@ -100,7 +100,7 @@ func (a *answering) rank(p model.Place) int {
 			return rankHost
 		}
 	case sc.host:
-		if n, _ := a.snap.Network(p.Network); n != nil && (n.Node == "" || n.Node == a.node) {
+		if n := a.snap.Network(p.Network); n != nil && (n.Node == "" || n.Node == a.node) {
 			return rankShared
 		}
 	case slices.Contains(sc.networks, p.Network):

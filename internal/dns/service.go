@@ -38,7 +38,7 @@ func (a *answering) service(name, tag string) outcome {
 func (a *answering) connect(name, tag string) outcome {
 	svc := a.findService(name)
 	a.ttl = a.ttlOf(svc.Name)
-	return a.choose(name, tag, prepared.Connected(a.snap, svc.Name), func(m *state.Member) bool {
+	return a.choose(name, tag, prepared.Connected(a.snap.all(), svc.Name), func(m *state.Member) bool {
 		return prepared.Visible(a.may, m)
 	})
 }
@@ -63,6 +63,7 @@ func (a *answering) choose(name, tag string, members []*state.Member, seen func(
 	}
 	switch {
 	case len(live) > 0:
+		a.snap.chose(name, live)
 		a.rotate(live)
 		return a.instances(name, live)
 	case matched > 0 && a.onlyPassing:
@@ -82,7 +83,7 @@ func (a *answering) choose(name, tag string, members []*state.Member, seen func(
 // query answers for a prepared query. Its instances come in the order that it
 // asks for.
 func (a *answering) query(name string) outcome {
-	res, err := a.queries.Run(a.snap, prepared.Ask{Name: name, IP: a.client, Authorizer: a.may})
+	res, err := a.queries.Run(a.snap.all(), prepared.Ask{Name: name, IP: a.client, Authorizer: a.may})
 	switch {
 	case errors.Is(err, prepared.ErrNotFound):
 		a.explain("no prepared query matches %s", name)
