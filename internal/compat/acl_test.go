@@ -264,6 +264,18 @@ func TestACLOnRealRequests(t *testing.T) {
 	must(t, c.Agent().ServiceDeregister("web"))
 	refused(t, c.Agent().ServiceDeregister("db"), 403, `lacks permission 'service:write' on "db"`)
 
+	for path, want := range map[string]int{
+		"/metrics": 403, "/metrics?token=" + web: 403, "/metrics?token=" + tokenFor(t, root, "scraper", `agent_prefix "" { policy = "read" }`): 200,
+		"/healthz": 200, "/readyz": 200,
+	} {
+		resp, err := http.Get("http://" + a.http + path)
+		must(t, err)
+		must(t, resp.Body.Close())
+		if resp.StatusCode != want {
+			t.Errorf("%s: %d, want %d", path, resp.StatusCode, want)
+		}
+	}
+
 	for _, place := range []func(*http.Request){
 		func(r *http.Request) { r.URL.RawQuery = "token=" + web },
 		func(r *http.Request) { r.Header.Set("X-Consul-Token", web) },

@@ -35,6 +35,15 @@ func TestProtect(t *testing.T) {
 			t.Errorf("%s %s as %s: %d, passed on %v; want %d", tt.method, tt.url, tt.token, rec.Code, passed > before, tt.code)
 		}
 	}
+	agents := consulapi.ProtectAgent(rulesAuthority{}, "n1", next)
+	for rules, code := range map[string]int{``: 403, `operator = "read"`: 403, `agent "n2" { policy = "read" }`: 403, `agent "n1" { policy = "read" }`: 200} {
+		r := httptest.NewRequest("GET", "/metrics", nil)
+		r.Header.Set("X-Consul-Token", rules)
+		rec := httptest.NewRecorder()
+		if agents.ServeHTTP(rec, r); rec.Code != code {
+			t.Errorf("an agent's own as %s: %d, want %d", rules, rec.Code, code)
+		}
+	}
 	rec := httptest.NewRecorder()
 	before := passed
 	consulapi.Protect(nil, next).ServeHTTP(rec, httptest.NewRequest("POST", "/x", nil))

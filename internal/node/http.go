@@ -31,7 +31,7 @@ func (a *Agent) handler() http.Handler {
 		_, _ = w.Write([]byte("ok\n")) // a caller that went away is not our error
 	}))
 	mux.Handle("GET /readyz", http.HandlerFunc(a.readyz))
-	mux.Handle("GET /metrics", a.metricsHandler())
+	mux.Handle("GET /metrics", consulapi.ProtectAgent(authority, a.self.Name, a.metricsHandler()))
 	discovery := promsd.Config{Site: a.cfg.Site}
 	if a.tokens != nil {
 		discovery.Authority = a.tokens
