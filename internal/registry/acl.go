@@ -108,6 +108,10 @@ func (r *Registry) mayReset(done model.Index) error {
 // InitialManagement makes a token that may do everything of the secret, unless
 // there is a token with it. After it there is no bootstrap any more.
 func (r *Registry) InitialManagement(ctx context.Context, secret string) error {
+	// As the anonymous token's it would give every request without one all rights.
+	if secret == "" || secret == model.AnonymousSecretID || strings.HasPrefix(secret, reservedIDs) {
+		return say(nil, "Invalid Token: SecretID - %q is reserved", secret)
+	}
 	t := newToken(secret, "Initial Management Token")
 	_, err := r.write(ctx, "make the initial management token", func(snap *state.Snapshot, p *plan) {
 		if cur, _ := snap.TokenBySecret(secret); cur != nil {

@@ -142,6 +142,11 @@ func TestInitialManagement(t *testing.T) {
 	if _, err := e.BootstrapACL(t.Context(), ""); !errors.Is(err, acl.ErrBootstrapped) {
 		t.Errorf("bootstrap after it: %v", err)
 	}
+	for _, reserved := range []string{"", model.AnonymousSecretID, model.AnonymousTokenID} {
+		if err := e.InitialManagement(t.Context(), reserved); err == nil {
+			t.Errorf("%q is taken for an initial management token", reserved)
+		}
+	}
 	// A restart with another secret makes another one.
 	if err := e.InitialManagement(t.Context(), "another"); err != nil {
 		t.Fatal(err)
