@@ -17,6 +17,7 @@ package consulapi
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -233,6 +234,13 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) (answer, error) 
 		return answer{}, err
 	}
 	h.capBody(w, r)
+	if r.Method == http.MethodGet && r.Body != nil {
+		// Nothing in it was asked for, but only behind it does the server notice
+		// that a client goes away while its query waits.
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			return answer{}, unread(err)
+		}
+	}
 	return serve(h, c)
 }
 

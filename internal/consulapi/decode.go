@@ -50,6 +50,15 @@ func (h *handler) readBody(c *call) ([]byte, error) {
 	return b, err
 }
 
+// unread is why a body could not be read: it is too large, or did not arrive.
+func unread(err error) error {
+	var big *http.MaxBytesError
+	if errors.As(err, &big) {
+		return err
+	}
+	return badRequest("Failed to read the request's body: %v", err)
+}
+
 // definitionError turns the error of a definition into Consul's answer.
 func definitionError(err error) error {
 	var d *definition.DecodeError

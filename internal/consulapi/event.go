@@ -77,7 +77,7 @@ func (h *handler) eventFire(c *call) (answer, error) {
 	var err error
 	// One byte more than fits tells that it is too large.
 	if e.Payload, err = io.ReadAll(io.LimitReader(c.r.Body, event.MaxSize+1)); err != nil {
-		return answer{}, badRequest("Failed to read the request's body: %v", err)
+		return answer{}, unread(err)
 	}
 	if e, err = h.Events.Fire(e); err != nil {
 		return answer{}, fail(http.StatusInternalServerError, "%s", err.Error())

@@ -193,7 +193,7 @@ func (h *handler) kvBody(c *call) ([]byte, error) {
 		return nil, tooBig(limit + 1)
 	}
 	if err != nil {
-		return nil, badRequest("Failed to read the request's body: %v", err)
+		return nil, unread(err)
 	}
 	return b, nil
 }
