@@ -51,7 +51,7 @@ type Config struct {
 	ACL                       bool   `setting:"acl" doc:"ask for tokens: what a request may do is what its token allows"`
 	ACLDefaultPolicy          string `setting:"acl-default-policy" default:"allow" doc:"what is not said by any rule: allow or deny"`
 	ACLInitialManagementToken string `setting:"acl-initial-management-token" doc:"secret of a token that may do everything, made at the first start"`
-	ACLAgentToken             string `setting:"acl-agent-token" doc:"secret of the token that this agent acts with"`
+	ACLAgentToken             string `setting:"acl-agent-token" doc:"secret of the token of the agent's own work; taken for Consul's sake: none of that work takes a token here"`
 	ACLDefaultToken           string `setting:"acl-default-token" doc:"secret of the token of requests that bring none (default: the anonymous token)"`
 	ACLDNSToken               string `setting:"acl-dns-token" doc:"secret of the token of DNS questions (default: the default token)"`
 
