@@ -3,6 +3,7 @@ package identity
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/url"
 	"sync"
 	"time"
@@ -53,8 +54,12 @@ func NewLeaves(src Source, site string) *Leaves {
 // Leaf returns the leaf of a service. With an index that is the leaf's own it
 // waits for a renewal, until wait is over or ctx ends, and then returns what
 // there is. While the site has no root it waits the same way, and fails with
-// ErrNoRoot.
+// ErrNoRoot. A name that is none, such as "..", is model.ErrInvalid.
 func (l *Leaves) Leaf(ctx context.Context, service string, index model.Index, wait time.Duration) (*Leaf, error) {
+	if service == "" || service == "." || service == ".." {
+		// Who reads a SPIFFE name as a path would end up at another one.
+		return nil, fmt.Errorf("%w: no certificate can be for a service %q", model.ErrInvalid, service)
+	}
 	var over <-chan time.Time
 	if index > 0 {
 		t := time.NewTimer(wait)

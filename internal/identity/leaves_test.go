@@ -72,6 +72,15 @@ func TestOneLeafForAllWhoAsk(t *testing.T) {
 	if err != nil || other.Serial == serials[0] || other.URI != "spiffe://x.consul/ns/default/dc/dc1/svc/api" {
 		t.Errorf("another service's leaf: %+v, %v", other, err)
 	}
+	// These would lead somewhere else in the name.
+	for _, bad := range []string{"", ".", ".."} {
+		if leaf, err := l.Leaf(t.Context(), bad, 0, 0); !errors.Is(err, model.ErrInvalid) {
+			t.Errorf("a leaf for %q: %+v, %v", bad, leaf, err)
+		}
+	}
+	if odd, err := l.Leaf(t.Context(), "../svc/web", 0, 0); err != nil || odd.URI != "spiffe://x.consul/ns/default/dc/dc1/svc/..%2Fsvc%2Fweb" {
+		t.Errorf("a leaf for a name with slashes: %+v, %v", odd, err)
+	}
 }
 
 func TestALeafIsRenewedAheadOfTime(t *testing.T) {
