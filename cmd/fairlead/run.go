@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -112,7 +113,7 @@ func (f *runFlags) run(c *cobra.Command, o *options, command []string) error {
 		}
 	}
 	s, err := startWorkload(ctx, cl, process.Spec{
-		Name: f.name, Command: command, Env: append(os.Environ(), f.env...), Dir: dir,
+		Name: f.name, Command: command, Env: workloadEnv(os.Environ(), f.env), Dir: dir,
 		PIDNamespace: f.pid, Detach: f.detach, RunDir: host.RunDir, Cgroup: host.Cgroup,
 	})
 	if err != nil {
@@ -141,6 +142,13 @@ func (f *runFlags) run(c *cobra.Command, o *options, command []string) error {
 		})
 	}
 	return waitWorkload(s)
+}
+
+// workloadEnv is what a workload finds in its environment. The token that the
+// command acts with, and may run workloads, is not for them unless it is given.
+func workloadEnv(own, given []string) []string {
+	own = slices.DeleteFunc(own, func(kv string) bool { return strings.HasPrefix(kv, "FAIRLEAD_TOKEN=") })
+	return append(own, given...)
 }
 
 // awaitPassing waits until the workload's instance passes, if it was asked to.
