@@ -58,8 +58,10 @@ func plain(c *call) bool {
 	return strings.HasPrefix(c.r.Header.Get("Accept"), "text/plain") || c.params.Get("format") == "text"
 }
 
-// stated answers with a status code that says the same as the body.
+// stated answers with a status code that says the same as the body, and with the
+// word for it in a header too.
 func stated(c *call, code int, word string, v any) answer {
+	c.h.Set("X-Consul-Reason", word)
 	if plain(c) {
 		a := text(code, word)
 		a.ctype = "text/plain"

@@ -101,7 +101,7 @@ func exchange(h http.Handler, req []string) string {
 	var out strings.Builder
 	fmt.Fprint(&out, rec.Code)
 	for _, k := range []string{
-		"Content-Type", "Allow", "X-Consul-Index", "X-Consul-Effective-Consistency", "X-Cache", "X-Consul-ContentHash",
+		"Content-Type", "Allow", "X-Consul-Index", "X-Consul-Effective-Consistency", "X-Cache", "X-Consul-ContentHash", "X-Consul-Reason",
 		"Content-Security-Policy", consulapi.WarningHeader,
 	} {
 		for _, v := range rec.Header().Values(k) {
