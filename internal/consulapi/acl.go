@@ -34,7 +34,7 @@ var aclRoutes = []route{
 	put("/v1/acl/token", whenOn((*handler).aclTokenCreate)),
 	get("/v1/acl/tokens", whenOn((*handler).aclTokens)),
 	get("/v1/acl/token/self", whenOn((*handler).aclTokenSelf)),
-	{"/v1/acl/token/", map[string]endpoint{
+	{path: "/v1/acl/token/", methods: map[string]endpoint{
 		http.MethodGet:    whenOn((*handler).aclToken),
 		http.MethodPut:    whenOn((*handler).aclTokenPut),
 		http.MethodDelete: whenOn((*handler).aclTokenDelete),
@@ -43,7 +43,7 @@ var aclRoutes = []route{
 	put("/v1/acl/policy", whenOn((*handler).aclPolicyCreate)),
 	get("/v1/acl/policies", whenOn((*handler).aclPolicies)),
 	get("/v1/acl/policy/name/", whenOn((*handler).aclPolicyByName)),
-	{"/v1/acl/policy/", map[string]endpoint{
+	{path: "/v1/acl/policy/", methods: map[string]endpoint{
 		http.MethodGet:    whenOn((*handler).aclPolicy),
 		http.MethodPut:    whenOn((*handler).aclPolicyPut),
 		http.MethodDelete: whenOn((*handler).aclPolicyDelete),
@@ -52,7 +52,7 @@ var aclRoutes = []route{
 	put("/v1/acl/role", whenOn((*handler).aclRolePut)),
 	get("/v1/acl/roles", whenOn((*handler).aclRoles)),
 	get("/v1/acl/role/name/", whenOn((*handler).aclRoleByName)),
-	{"/v1/acl/role/", map[string]endpoint{
+	{path: "/v1/acl/role/", methods: map[string]endpoint{
 		http.MethodGet:    whenOn((*handler).aclRole),
 		http.MethodPut:    whenOn((*handler).aclRolePut),
 		http.MethodDelete: whenOn((*handler).aclRoleDelete),
@@ -61,23 +61,23 @@ var aclRoutes = []route{
 	// What there is none of here: lists are empty, and making one is refused.
 	get("/v1/acl/auth-methods", whenOn(none([]struct{}{}))),
 	put("/v1/acl/auth-method", whenOn(notOffered(authMethods))),
-	{"/v1/acl/auth-method/", map[string]endpoint{
+	{path: "/v1/acl/auth-method/", methods: map[string]endpoint{
 		http.MethodGet:    whenOn(noSuch("auth method")),
 		http.MethodPut:    whenOn(notOffered(authMethods)),
 		http.MethodDelete: whenOn(nothingToDelete("auth method")),
 	}},
 	get("/v1/acl/binding-rules", whenOn(none([]struct{}{}))),
 	put("/v1/acl/binding-rule", whenOn(notOffered(authMethods))),
-	{"/v1/acl/binding-rule/", map[string]endpoint{
+	{path: "/v1/acl/binding-rule/", methods: map[string]endpoint{
 		http.MethodGet:    whenOn(noSuch("binding rule")),
 		http.MethodPut:    whenOn(notOffered(authMethods)),
 		http.MethodDelete: whenOn(nothingToDelete("binding rule")),
 	}},
-	{"/v1/acl/login", map[string]endpoint{http.MethodPost: whenOn((*handler).aclLogin)}},
-	{"/v1/acl/logout", map[string]endpoint{http.MethodPost: whenOn((*handler).aclLogout)}},
+	{path: "/v1/acl/login", methods: map[string]endpoint{http.MethodPost: whenOn((*handler).aclLogin)}},
+	{path: "/v1/acl/logout", methods: map[string]endpoint{http.MethodPost: whenOn((*handler).aclLogout)}},
 	get("/v1/acl/templated-policies", whenOn(none(map[string]struct{}{}))),
 	get("/v1/acl/templated-policy/name/", whenOn(noSuch("templated policy"))),
-	{"/v1/acl/templated-policy/preview/", map[string]endpoint{http.MethodPost: whenOn(notOffered(templatedPolicies))}},
+	{path: "/v1/acl/templated-policy/preview/", methods: map[string]endpoint{http.MethodPost: whenOn(notOffered(templatedPolicies))}},
 }
 
 // What is not offered, and what to do instead.

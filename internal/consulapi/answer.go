@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // Texts that clients match on.
@@ -47,6 +48,8 @@ type answer struct {
 	isJSON bool
 	body   []byte
 	ctype  string
+	// zipped returns body compressed, once for all who share the answer.
+	zipped func() []byte
 	// written says that the endpoint has sent everything itself.
 	written bool
 }
@@ -61,30 +64,38 @@ func text(status int, s string) answer {
 	return answer{status: status, body: []byte(s), ctype: "text/plain; charset=utf-8"}
 }
 
-// write sends an answer: encoded, pretty if asked for, compressed if worthwhile.
+// encoded returns an answer with its value as a body, pretty if asked for.
+func (h *handler) encoded(r *http.Request, a answer) answer {
+	if !a.isJSON {
+		return a
+	}
+	b, err := encode(a.value, wantsPretty(r))
+	if err != nil {
+		h.log.Error("encode answer", "path", r.URL.Path, "error", err)
+		return text(http.StatusInternalServerError, err.Error())
+	}
+	return answer{status: a.status, body: b, ctype: "application/json"}
+}
+
+func wantsPretty(r *http.Request) bool {
+	return strings.Contains(r.URL.RawQuery, "pretty") && r.URL.Query().Has("pretty")
+}
+
+// write sends an answer, compressed if worthwhile.
 func (h *handler) write(w http.ResponseWriter, r *http.Request, a answer) {
 	if a.written {
 		return
 	}
-	if a.isJSON {
-		b, err := encode(a.value, r.URL.Query().Has("pretty"))
-		if err != nil {
-			h.log.Error("encode answer", "path", r.URL.Path, "error", err)
-			a = text(http.StatusInternalServerError, err.Error())
-		} else {
-			a.body, a.ctype = b, "application/json"
-		}
-	}
+	a = h.encoded(r, a)
 	if a.ctype != "" {
 		w.Header().Set("Content-Type", a.ctype)
 	}
 	if len(a.body) > gzipMin && acceptsGzip(r.Header.Get("Accept-Encoding")) {
-		var z bytes.Buffer
-		zw := gzip.NewWriter(&z)
-		// A write to a bytes.Buffer cannot fail.
-		_, _ = zw.Write(a.body)
-		_ = zw.Close()
-		a.body = z.Bytes()
+		if a.zipped != nil {
+			a.body = a.zipped()
+		} else {
+			a.body = compress(a.body)
+		}
 		w.Header().Set("Content-Encoding", "gzip")
 	}
 	w.Header().Set("Content-Length", strconv.Itoa(len(a.body)))
@@ -92,6 +103,20 @@ func (h *handler) write(w http.ResponseWriter, r *http.Request, a answer) {
 	if _, err := w.Write(a.body); err != nil {
 		h.log.Debug("write answer", "path", r.URL.Path, "error", err)
 	}
+}
+
+// zippers are kept because one takes close to a megabyte.
+var zippers = sync.Pool{New: func() any { return gzip.NewWriter(nil) }}
+
+func compress(body []byte) []byte {
+	zw, _ := zippers.Get().(*gzip.Writer)
+	defer zippers.Put(zw)
+	var z bytes.Buffer
+	zw.Reset(&z)
+	// A write to a bytes.Buffer cannot fail.
+	_, _ = zw.Write(body)
+	_ = zw.Close()
+	return bytes.Clone(z.Bytes())
 }
 
 func encode(v any, pretty bool) ([]byte, error) {

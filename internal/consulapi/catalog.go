@@ -12,12 +12,12 @@ import (
 
 var catalogRoutes = []route{
 	get("/v1/catalog/datacenters", (*handler).catalogDatacenters),
-	get("/v1/catalog/nodes", (*handler).catalogNodes),
-	get("/v1/catalog/node/", (*handler).catalogNode),
-	get("/v1/catalog/services", (*handler).catalogServices),
-	get("/v1/catalog/service/", (*handler).catalogService),
-	get("/v1/catalog/node-services/", (*handler).catalogNodeServices),
-	get("/v1/catalog/connect/", (*handler).catalogConnect),
+	share("/v1/catalog/nodes", (*handler).catalogNodes),
+	share("/v1/catalog/node/", (*handler).catalogNode),
+	share("/v1/catalog/services", (*handler).catalogServices),
+	share("/v1/catalog/service/", (*handler).catalogService),
+	share("/v1/catalog/node-services/", (*handler).catalogNodeServices),
+	share("/v1/catalog/connect/", (*handler).catalogConnect),
 	get("/v1/catalog/gateway-services/", (*handler).catalogGatewayServices),
 	put("/v1/catalog/register", (*handler).catalogRegister),
 	put("/v1/catalog/deregister", (*handler).catalogDeregister),

@@ -26,10 +26,10 @@ type Leaves interface {
 
 var connectRoutes = []route{
 	get("/v1/connect/ca/roots", (*handler).caRoots),
-	{"/v1/connect/ca/configuration", map[string]endpoint{http.MethodGet: (*handler).caGet, http.MethodPut: (*handler).caPut}},
+	{path: "/v1/connect/ca/configuration", methods: map[string]endpoint{http.MethodGet: (*handler).caGet, http.MethodPut: (*handler).caPut}},
 	get("/v1/agent/connect/ca/roots", (*handler).caRoots),
 	get("/v1/agent/connect/ca/leaf/", (*handler).caLeaf),
-	{"/v1/agent/connect/authorize", map[string]endpoint{http.MethodPost: (*handler).connectAuthorize}},
+	{path: "/v1/agent/connect/authorize", methods: map[string]endpoint{http.MethodPost: (*handler).connectAuthorize}},
 }
 
 // rootShape is a root without its key.

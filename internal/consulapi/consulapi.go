@@ -141,6 +141,7 @@ type handler struct {
 	cfg      Config
 	log      *slog.Logger
 	prepared *prepared.Runner
+	shelf    *shelf
 	Deps
 }
 
@@ -172,7 +173,7 @@ func New(cfg Config, d Deps) http.Handler {
 		d.Authority = openAuthority{}
 	}
 	runner := prepared.New(prepared.Config{Node: cfg.Node.Name, Datacenter: cfg.Node.Datacenter, Resolve: d.Authority.Resolve})
-	return &handler{cfg: cfg, log: cfg.Log, prepared: runner, Deps: d}
+	return &handler{cfg: cfg, log: cfg.Log, prepared: runner, shelf: newShelf(shelfBytes), Deps: d}
 }
 
 // call is one request on its way through an endpoint.
@@ -186,6 +187,10 @@ type call struct {
 
 	authority Authority
 	auth      acl.Authorizer // of the request's token, once it has been asked for
+
+	begun   bool         // the following is set
+	options              // what every read takes
+	marks   []state.Mark // of the last look at the state
 }
 
 func (c *call) has(param string) bool {
@@ -241,7 +246,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) (answer, error) 
 			return answer{}, unread(err)
 		}
 	}
-	return serve(h, c)
+	return h.run(c, rt, serve)
 }
 
 // failure turns an error into its answer; this is the one place that decides on

@@ -27,7 +27,7 @@ var _ Events = (*event.Log)(nil)
 
 var eventRoutes = []route{
 	// Consul takes PUT only; Spring's client is declared with POST.
-	{"/v1/event/fire/", map[string]endpoint{http.MethodPut: (*handler).eventFire, http.MethodPost: (*handler).eventFire}},
+	{path: "/v1/event/fire/", methods: map[string]endpoint{http.MethodPut: (*handler).eventFire, http.MethodPost: (*handler).eventFire}},
 	get("/v1/event/list", (*handler).eventList),
 }
 

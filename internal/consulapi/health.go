@@ -6,12 +6,12 @@ import (
 )
 
 var healthRoutes = []route{
-	get("/v1/health/service/", (*handler).healthService),
-	get("/v1/health/checks/", (*handler).healthChecks),
-	get("/v1/health/state/", (*handler).healthState),
-	get("/v1/health/node/", (*handler).healthNode),
-	get("/v1/health/connect/", (*handler).healthConnect),
-	get("/v1/health/ingress/", (*handler).healthIngress),
+	share("/v1/health/service/", (*handler).healthService),
+	share("/v1/health/checks/", (*handler).healthChecks),
+	share("/v1/health/state/", (*handler).healthState),
+	share("/v1/health/node/", (*handler).healthNode),
+	share("/v1/health/connect/", (*handler).healthConnect),
+	share("/v1/health/ingress/", (*handler).healthIngress),
 }
 
 func (h *handler) healthService(c *call) (answer, error) {

@@ -13,7 +13,7 @@ import (
 )
 
 var kvRoutes = []route{
-	{"/v1/kv/", map[string]endpoint{
+	{path: "/v1/kv/", shared: true, methods: map[string]endpoint{
 		http.MethodGet:    (*handler).kvGet,
 		http.MethodPut:    (*handler).kvPut,
 		http.MethodDelete: (*handler).kvDelete,

@@ -58,15 +58,15 @@ func ServerMeta(version string) map[string]string {
 
 var operatorRoutes = []route{
 	get("/v1/operator/raft/configuration", (*handler).raftConfiguration),
-	{"/v1/operator/raft/peer", map[string]endpoint{http.MethodDelete: (*handler).raftRemove}},
-	{"/v1/operator/raft/transfer-leader", map[string]endpoint{http.MethodPost: (*handler).raftTransfer}},
-	{"/v1/operator/autopilot/configuration", map[string]endpoint{
+	{path: "/v1/operator/raft/peer", methods: map[string]endpoint{http.MethodDelete: (*handler).raftRemove}},
+	{path: "/v1/operator/raft/transfer-leader", methods: map[string]endpoint{http.MethodPost: (*handler).raftTransfer}},
+	{path: "/v1/operator/autopilot/configuration", methods: map[string]endpoint{
 		http.MethodGet: (*handler).autopilotGet, http.MethodPut: (*handler).autopilotPut,
 	}},
 	get("/v1/operator/autopilot/health", (*handler).autopilotHealth),
 	get("/v1/operator/autopilot/state", (*handler).autopilotState),
 	get("/v1/operator/usage", (*handler).operatorUsage),
-	{"/v1/operator/keyring", map[string]endpoint{
+	{path: "/v1/operator/keyring", methods: map[string]endpoint{
 		http.MethodGet: keyring(acl.Read), http.MethodPost: keyring(acl.Write),
 		http.MethodPut: keyring(acl.Write), http.MethodDelete: keyring(acl.Write),
 	}},

@@ -28,8 +28,8 @@ type Queries interface {
 }
 
 var queryRoutes = []route{
-	{"/v1/query", map[string]endpoint{http.MethodGet: (*handler).queryList, http.MethodPost: (*handler).queryCreate}},
-	{"/v1/query/", map[string]endpoint{
+	{path: "/v1/query", methods: map[string]endpoint{http.MethodGet: (*handler).queryList, http.MethodPost: (*handler).queryCreate}},
+	{path: "/v1/query/", methods: map[string]endpoint{
 		http.MethodGet:    (*handler).queryOne,
 		http.MethodPut:    (*handler).queryUpdate,
 		http.MethodDelete: (*handler).queryDelete,

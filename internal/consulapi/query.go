@@ -3,7 +3,6 @@ package consulapi
 import (
 	"cmp"
 	"context"
-	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strconv"
@@ -152,34 +151,47 @@ func (o *options) parseCacheControl(header string) error {
 	return nil
 }
 
-// query runs a read with the parameters of the request, blocking if asked to,
-// and sets the headers that go with its answer.
+// query runs a read with the parameters of the request as of now, and notes what
+// it was made from: run has the endpoint look again when that changes, if the
+// request asks to wait.
 func (h *handler) query(c *call, r read) (any, error) {
-	if err := h.checkDatacenter(c); err != nil {
+	if err := h.begin(c); err != nil {
 		return nil, err
+	}
+	c.lookAgain()
+	v, ms, err := r(h.Reader.Snapshot())
+	if err != nil {
+		return nil, err
+	}
+	c.marks = ms
+	return v, nil
+}
+
+// begin reads the parameters that every read takes, once for each request, and
+// waits until this node may answer it.
+func (h *handler) begin(c *call) error {
+	if c.begun {
+		return nil
+	}
+	if err := h.checkDatacenter(c); err != nil {
+		return err
 	}
 	o, err := parseOptions(c)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if o.consistent {
 		if err := h.catchUp(c.r.Context()); err != nil {
 			h.log.Warn("consistent read", "path", c.r.URL.Path, "error", err)
-			return nil, fail(http.StatusInternalServerError, noLeader)
+			return fail(http.StatusInternalServerError, noLeader)
 		}
 	}
 	if h.Cluster.Leader() == "" && (o.leader || o.maxStale > 0 && h.lastContact() > o.maxStale) {
-		return nil, fail(http.StatusInternalServerError, noLeader)
+		return fail(http.StatusInternalServerError, noLeader)
 	}
-	v, index, err := h.block(c.r.Context(), o, func(s *state.Snapshot) (any, []state.Mark, error) {
-		c.lookAgain()
-		return r(s)
-	})
-	if err != nil {
-		return nil, err
-	}
-	h.setMeta(c.h, o, index)
-	return v, nil
+	o.index = h.reachable(c.r.Context(), o)
+	c.options, c.begun = o, true
+	return nil
 }
 
 // lastContact is how long ago this node last heard of a leader.
@@ -200,84 +212,6 @@ func (h *handler) catchUp(ctx context.Context) error {
 	}
 	_, err = h.Reader.Wait(ctx, index)
 	return err
-}
-
-// block reads until the answer is newer than o.index, the wait is over or the
-// request ends, and returns the last answer with its index.
-//
-// The index is that of the last change to what was read, but not less than what
-// the client asked with, as long as this node has been there: a client that
-// moves between servers must not see it go backwards, since it would start over.
-// An index that this node has not reached within lagGrace is from another life
-// of the cluster, and is answered at once with the present one.
-func (h *handler) block(ctx context.Context, o options, r read) (any, model.Index, error) {
-	if o.index > 0 && o.index > h.Reader.Snapshot().Index() {
-		lag, cancel := context.WithTimeout(ctx, min(lagGrace, o.wait))
-		_, err := h.Reader.Wait(lag, o.index)
-		cancel()
-		if err != nil {
-			o.index = 0
-		}
-	}
-	var timeout <-chan time.Time
-	if o.index > 0 {
-		t := time.NewTimer(o.wait + rand.N(o.wait/jitterPart+1))
-		defer t.Stop()
-		timeout = t.C
-	}
-	for {
-		v, ms, err := r(h.Reader.Snapshot())
-		if err != nil {
-			return nil, 0, err
-		}
-		var index model.Index = 1 // 0 would make clients ask without blocking
-		for _, m := range ms {
-			index = max(index, m.Index)
-		}
-		if o.index == 0 || index > o.index {
-			return v, index, nil
-		}
-		select {
-		case <-ms[0].Changed:
-		case <-second(ms):
-		case <-timeout:
-			return v, o.index, nil
-		case <-ctx.Done():
-			return v, o.index, nil
-		}
-	}
-}
-
-// second is the second mark's channel; no read has more than two.
-func second(ms []state.Mark) <-chan struct{} {
-	if len(ms) < 2 {
-		return nil
-	}
-	return ms[1].Changed
-}
-
-func (h *handler) setMeta(hd http.Header, o options, index model.Index) {
-	hd.Set("X-Consul-Index", strconv.FormatUint(uint64(index), 10))
-	hd.Set("X-Consul-KnownLeader", strconv.FormatBool(h.Cluster.Leader() != ""))
-	hd.Set("X-Consul-LastContact", strconv.FormatInt(h.lastContact().Milliseconds(), 10))
-	hd.Set("X-Consul-Query-Backend", "blocking-query")
-	consistency := "leader"
-	switch {
-	case o.consistent:
-		consistency = "consistent"
-	case o.stale:
-		consistency = "stale"
-	}
-	hd.Set("X-Consul-Effective-Consistency", consistency)
-	switch {
-	case !o.cached:
-	case o.revalidate:
-		hd.Set("X-Cache", "MISS")
-	default:
-		// Every answer comes from this node's memory, which is kept current.
-		hd.Set("X-Cache", "HIT")
-		hd.Set("Age", "0")
-	}
 }
 
 // nodeMeta parses ?node-meta=key:value, which may be repeated.

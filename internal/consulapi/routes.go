@@ -13,14 +13,25 @@ type endpoint func(*handler, *call) (answer, error)
 type route struct {
 	path    string
 	methods map[string]endpoint
+	// shared says that equal GETs get equal answers while the state is the same:
+	// one is made for all of them. The path, the parameters and the token say all
+	// that such an endpoint goes by.
+	shared bool
 }
 
 func get(path string, e endpoint) route {
-	return route{path, map[string]endpoint{http.MethodGet: e}}
+	return route{path: path, methods: map[string]endpoint{http.MethodGet: e}}
+}
+
+// share is get for answers that are shared.
+func share(path string, e endpoint) route {
+	rt := get(path, e)
+	rt.shared = true
+	return rt
 }
 
 func put(path string, e endpoint) route {
-	return route{path, map[string]endpoint{http.MethodPut: e}}
+	return route{path: path, methods: map[string]endpoint{http.MethodPut: e}}
 }
 
 // routes is everything that is served; each area lists its own beside its

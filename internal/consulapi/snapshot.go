@@ -24,7 +24,7 @@ type Snapshots interface {
 const snapshotPath = "/v1/snapshot"
 
 var snapshotRoutes = []route{
-	{snapshotPath, map[string]endpoint{http.MethodGet: (*handler).snapshotSave, http.MethodPut: (*handler).snapshotRestore}},
+	{path: snapshotPath, methods: map[string]endpoint{http.MethodGet: (*handler).snapshotSave, http.MethodPut: (*handler).snapshotRestore}},
 }
 
 // snapshotsHere refuses what this agent cannot do or the token must not: an

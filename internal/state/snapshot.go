@@ -2,6 +2,7 @@ package state
 
 import (
 	"net/netip"
+	"sync/atomic"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 
@@ -13,6 +14,8 @@ import (
 type Snapshot struct {
 	index   model.Index
 	changed chan struct{}
+	// announced is set once all who wait for a change up to here are woken.
+	announced atomic.Bool
 
 	// The tables, by their keys.
 	nodes     *table[*model.Node]         // name
@@ -85,6 +88,11 @@ func (s *Snapshot) Index() model.Index { return s.index }
 
 // Changed closes when a newer snapshot is published, whatever changed.
 func (s *Snapshot) Changed() <-chan struct{} { return s.changed }
+
+// Announced reports whether every Mark.Changed that this snapshot is news for has
+// closed. A Mark from an earlier one that has not closed by then still holds as of
+// this one: what was read is the same.
+func (s *Snapshot) Announced() bool { return s.announced.Load() }
 
 // Node returns a node, nil if there is none of that name.
 func (s *Snapshot) Node(name model.NodeName) (*model.Node, Mark) {

@@ -67,7 +67,9 @@ type State struct {
 // New returns an empty, unsynced state.
 func New() *State {
 	s := &State{synced: make(chan struct{})}
-	s.current.Store(emptySnapshot(0))
+	empty := emptySnapshot(0)
+	empty.announced.Store(true)
+	s.current.Store(empty)
 	return s
 }
 
@@ -128,6 +130,7 @@ func (s *State) publish(old, next *Snapshot, wake []func()) {
 	for _, fn := range wake {
 		fn()
 	}
+	next.announced.Store(true)
 }
 
 // Wait returns the first snapshot whose index is at least index, or ctx's error.
