@@ -9,6 +9,7 @@ import (
 
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/registry"
+	"github.com/fairlead-net/fairlead/internal/store"
 )
 
 // What becomes of one entry, step by step.
@@ -78,6 +79,38 @@ func TestLockAndUnlock(t *testing.T) {
 			t.Errorf("step %d, %s by %q: %+v, want %+v", i, step.do, step.session, got, step.want)
 		}
 	}
+}
+
+// Keys are bytes; what is recorded of a lock's delay must find its key again.
+func TestLockDelayOfAKeyThatIsNoText(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := setup(t)
+		const key = "k\xff/<\x01"
+		id := e.session(model.Session{LockDelay: time.Second})
+		e.lock(key, id)
+		e.must(e.DestroySession(t.Context(), id))
+		again := model.KV{Key: key, Session: e.session(model.Session{})}
+		ok, index, err := e.LockKV(t.Context(), again)
+		if e.must(index, err); ok {
+			t.Error("locked during the delay")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() {
+			if err := e.Reap(ctx, func() {}); err != nil {
+				t.Error(err)
+			}
+		}()
+		<-time.After(time.Minute)
+		synctest.Wait()
+		if n := e.count(store.LockDelayKey("")); n != 0 {
+			t.Errorf("%d lock delays are left", n)
+		}
+		ok, index, err = e.LockKV(t.Context(), again)
+		if e.must(index, err); !ok {
+			t.Error("not locked after the delay")
+		}
+	})
 }
 
 func TestLockRefusals(t *testing.T) {

@@ -275,6 +275,6 @@ func (p *plan) invalidate(s *model.Session, kv *model.KV) {
 		p.put(store.KVLockKey(kv.Key), store.Lock{LockIndex: kv.LockIndex})
 	}
 	if delay := min(s.LockDelay, model.MaxLockDelay); delay > 0 {
-		p.put(store.LockDelayKey(kv.Key), &model.LockDelay{Key: kv.Key, Delay: delay, Stamp: model.Stamp{Owner: model.OwnerServers}})
+		p.put(store.LockDelayKey(kv.Key), &model.LockDelay{Delay: delay, Stamp: model.Stamp{Owner: model.OwnerServers}})
 	}
 }

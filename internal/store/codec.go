@@ -114,7 +114,8 @@ func Decode(key string, value []byte, create, mod model.Index) (state.Change, bo
 		return state.Change{}, false, fmt.Errorf("decode %q: %w", key, err)
 	}
 	if c.LockDelay != nil {
-		c.LockDelay.Seen = time.Now()
+		// JSON would not bring back a key that is no text.
+		c.LockDelay.Key, c.LockDelay.Seen = name[0], time.Now()
 	}
 	stamp.CreateIndex, stamp.ModifyIndex = create, mod
 	return c, true, nil
