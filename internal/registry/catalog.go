@@ -37,10 +37,10 @@ func mayReplaceNode(snap *state.Snapshot, p *plan, cur, n *model.Node) error {
 		return nil
 	}
 	alive, _ := snap.Check(n.Name, model.SerfHealth)
+	p.read(store.CheckKey(n.Name, model.SerfHealth), alive)
 	if alive == nil || alive.Status != model.Passing {
 		return nil
 	}
-	p.read(store.CheckKey(n.Name, model.SerfHealth), alive)
 	return fmt.Errorf("%w: %q is the living node %s, not %s; choose another --node-name", ErrNodeNameTaken, n.Name, cur.ID, n.ID)
 }
 

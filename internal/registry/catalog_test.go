@@ -193,6 +193,23 @@ func TestDeregisterNodeLeavesNothing(t *testing.T) {
 
 // What happens between the snapshot and the commit must not be overwritten.
 func TestConflictsArePlannedAnew(t *testing.T) {
+	t.Run("a node comes back while another takes its name", func(t *testing.T) {
+		e := setup(t)
+		n := model.Node{Name: "n3", ID: "id-1", Address: "10.0.0.3"}
+		e.must(e.RegisterNode(t.Context(), n))
+		for _, status := range []model.Status{"", model.Critical} {
+			if status != "" {
+				e.must(e.PutCheck(t.Context(), model.Check{Node: "n3", ID: model.SerfHealth, Status: status}))
+			}
+			e.before = func() {
+				e.must(e.PutCheck(context.Background(), model.Check{Node: "n3", ID: model.SerfHealth, Status: model.Passing}))
+			}
+			n.ID = "id-2"
+			if _, err := e.RegisterNode(t.Context(), n); !errors.Is(err, registry.ErrNodeNameTaken) {
+				t.Errorf("health %q: error = %v, want ErrNodeNameTaken", status, err)
+			}
+		}
+	})
 	t.Run("a node goes while an instance comes", func(t *testing.T) {
 		e := setup(t)
 		e.before = func() { e.must(e.DeregisterNode(context.Background(), "n1")) }
