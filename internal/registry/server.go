@@ -36,7 +36,9 @@ func (r *Registry) KeepServer(ctx context.Context, n model.Node, meta map[string
 		node, nm := snap.Node(n.Name)
 		alive, am := snap.Check(n.Name, model.SerfHealth)
 		inst, im := snap.Instance(n.Name, model.ServiceID(model.ConsulService))
-		if node != nil && alive != nil && inst != nil && inst.Owner == model.OwnerServers {
+		registered := node != nil && node.Owner == n.Owner
+		healthy := alive != nil && alive.Owner == model.OwnerServers && alive.Status == model.Passing
+		if registered && healthy && inst != nil && inst.Owner == model.OwnerServers {
 			retry.Reset()
 			select {
 			case <-ctx.Done():
@@ -46,7 +48,7 @@ func (r *Registry) KeepServer(ctx context.Context, n model.Node, meta map[string
 			}
 			continue
 		}
-		if err := r.restoreServer(ctx, n, node == nil, meta); err != nil && ctx.Err() == nil {
+		if err := r.restoreServer(ctx, n, !registered, meta); err != nil && ctx.Err() == nil {
 			r.log.Warn("put back what the servers say of this node", "node", n.Name, "error", err)
 		}
 		if task.Sleep(ctx, retry.Next()) != nil {
@@ -60,6 +62,11 @@ func (r *Registry) restoreServer(ctx context.Context, n model.Node, node bool, m
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	if node {
+		// A node registered by hand in the place of this one is not alive because
+		// somebody says so.
+		if err := r.dropHearsay(ctx, n.Name); err != nil {
+			return err
+		}
 		if _, err := r.RegisterNode(ctx, n); err != nil {
 			return err
 		}
@@ -67,12 +74,18 @@ func (r *Registry) restoreServer(ctx context.Context, n model.Node, node bool, m
 	return r.assertServer(ctx, n, meta)
 }
 
+// dropHearsay removes what others than the servers say of a node's health.
+func (r *Registry) dropHearsay(ctx context.Context, n model.NodeName) error {
+	if alive, _ := r.st.Snapshot().Check(n, model.SerfHealth); alive == nil || alive.Owner == model.OwnerServers {
+		return nil
+	}
+	_, err := r.DeleteCheck(ctx, n, model.SerfHealth)
+	return err
+}
+
 func (r *Registry) assertServer(ctx context.Context, n model.Node, meta map[string]string) error {
-	if alive, _ := r.st.Snapshot().Check(n.Name, model.SerfHealth); alive != nil && alive.Owner != model.OwnerServers {
-		// Of a node that was registered by hand before it had an agent.
-		if _, err := r.DeleteCheck(ctx, n.Name, model.SerfHealth); err != nil {
-			return fmt.Errorf("record this node's health: %w", err)
-		}
+	if err := r.dropHearsay(ctx, n.Name); err != nil {
+		return fmt.Errorf("record this node's health: %w", err)
 	}
 	if _, err := r.PutCheck(ctx, model.Check{
 		Node: n.Name, ID: model.SerfHealth, Name: "Serf Health Status", Status: model.Passing,

@@ -15,7 +15,7 @@ func (e *env) missing() (missing []string) {
 	n, _ := e.snap().Node("n1")
 	c, _ := e.snap().Check("n1", model.SerfHealth)
 	i, _ := e.snap().Instance("n1", "consul")
-	for what, there := range map[string]bool{"node": n != nil, "check": c != nil && c.Status == model.Passing, "service": i != nil && i.Owner == model.OwnerServers} {
+	for what, there := range map[string]bool{"node": n != nil && n.Owner == model.NodeOwner("n1"), "check": c != nil && c.Status == model.Passing && c.Owner == model.OwnerServers, "service": i != nil && i.Owner == model.OwnerServers} {
 		if !there {
 			missing = append(missing, what)
 		}
@@ -41,10 +41,25 @@ func TestWhatServersSayOfTheirNodeIsPutBack(t *testing.T) {
 		}
 		synctest.Wait()
 		e.unwritten(func() { <-time.After(time.Hour); synctest.Wait() })
+		transact := func(ops ...model.TxnOp) {
+			if _, failed, _, err := e.Transact(ctx, ops); err != nil || failed != nil {
+				t.Error(failed, err)
+			}
+		}
 		for what, remove := range map[string]func(){
 			"the node":    func() { e.must(e.DeregisterNode(ctx, "n1")) },
 			"the check":   func() { e.must(e.DeleteCheck(ctx, "n1", model.SerfHealth)) },
 			"the service": func() { e.must(e.Deregister(ctx, "n1", "consul")) },
+			"the check, for one from outside": func() {
+				c := model.Check{Node: "n1", ID: model.SerfHealth, Status: model.Critical}
+				transact(model.TxnOp{Check: &model.TxnCheck{Verb: "delete", Check: c}}, model.TxnOp{Check: &model.TxnCheck{Verb: "set", Check: c}})
+			},
+			"the node, for one from outside": func() {
+				n := model.Node{Name: "n1", ID: "6a1f3b1e-0000-4000-8000-0000000000bb", Address: "10.6.6.6"}
+				c := model.Check{Node: "n1", ID: model.SerfHealth, Status: model.Passing}
+				transact(model.TxnOp{Node: &model.TxnNode{Verb: "delete", Node: n}}, model.TxnOp{Node: &model.TxnNode{Verb: "set", Node: n}},
+					model.TxnOp{Check: &model.TxnCheck{Verb: "set", Check: c}})
+			},
 		} {
 			remove()
 			synctest.Wait()
