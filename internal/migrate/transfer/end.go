@@ -112,6 +112,26 @@ func (e *end) get(ctx context.Context, path string, q url.Values, into any) (fou
 	return true, nil
 }
 
+// isConsul refuses what answers and is no Consul, such as a wrong port: its 404s
+// would pass for a Consul that holds nothing.
+func (e *end) isConsul(ctx context.Context) error {
+	const path = "/v1/status/leader" // takes no token
+	b, err := e.do(ctx, http.MethodGet, path, nil, nil)
+	var leader string
+	switch {
+	case err == nil:
+		err = json.Unmarshal(b, &leader)
+	case errors.Is(err, errNoAnswer):
+		return fmt.Errorf("ask Consul at %s: %w", e.base, err)
+	case !isStatus(err, http.StatusNotFound):
+		return nil // the next call says whether it matters
+	}
+	if err != nil {
+		return fmt.Errorf("what answers at %s is no Consul: %s: %w", e.base, path, err)
+	}
+	return nil
+}
+
 // do makes a call, again if it may help: all calls of an import can be repeated.
 func (e *end) do(ctx context.Context, method, path string, q url.Values, body []byte) (answer []byte, err error) {
 	pause := firstPause

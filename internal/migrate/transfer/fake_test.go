@@ -98,6 +98,8 @@ func (f *fake) answer(r *http.Request, body []byte) (status int, answer any) {
 	switch {
 	case strings.HasPrefix(path, "/v1/kv/"):
 		return f.serveKV(r, strings.TrimPrefix(path, "/v1/kv/"), body)
+	case path == "/v1/status/leader":
+		return 200, `"127.0.0.1:8300"`
 	case path == "/v1/catalog/nodes":
 		var all []any
 		for _, name := range slices.Sorted(maps.Keys(f.nodes)) {

@@ -99,6 +99,9 @@ type importing struct {
 }
 
 func (im *importing) run(ctx context.Context) error {
+	if err := im.from.isConsul(ctx); err != nil {
+		return err
+	}
 	for _, step := range []struct {
 		wanted bool
 		do     func(context.Context) error

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -390,5 +391,18 @@ func TestWhatOneEndRefusesDoesNotStopTheRest(t *testing.T) {
 	got, err := run(t, from, to, func(c *Config) { c.KV, c.Services, c.ACL = false, false, true })
 	if err != nil || !strings.Contains(got, "ACL policies: 1 created, 0 replaced, 0 unchanged, 1 conflicts") || !strings.Contains(got, "Failed to parse ACL rules") {
 		t.Errorf("%v\n%s", err, got)
+	}
+}
+
+func TestWhatIsNoConsulIsNotAnEmptyOne(t *testing.T) {
+	for name, answer := range map[string]http.HandlerFunc{
+		"a web server": http.NotFound,
+		"a page":       func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") },
+	} {
+		from, to := newFake(t), newFake(t)
+		from.before = func(w http.ResponseWriter, r *http.Request) bool { answer(w, r); return true }
+		if got, err := run(t, from, to); err == nil || !strings.Contains(err.Error(), "is no Consul") {
+			t.Errorf("%s: %v\n%s", name, err, got)
+		}
 	}
 }
