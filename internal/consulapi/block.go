@@ -31,7 +31,12 @@ type look struct {
 // the client asked with, as long as this node has been there: a client that
 // moves between servers must not see it go backwards, since it would start over.
 func (h *handler) run(c *call, rt route, serve endpoint) (answer, error) {
-	var timeout <-chan time.Time
+	var timeout *time.Timer
+	defer func() {
+		if timeout != nil {
+			timeout.Stop()
+		}
+	}()
 	for {
 		l := h.look(c, rt, serve)
 		if l.marks == nil {
@@ -42,16 +47,14 @@ func (h *handler) run(c *call, rt route, serve endpoint) (answer, error) {
 			return h.finish(c, l, index)
 		}
 		if timeout == nil {
-			t := time.NewTimer(c.wait + rand.N(c.wait/jitterPart+1))
-			defer t.Stop()
-			timeout = t.C
+			timeout = time.NewTimer(c.wait + rand.N(c.wait/jitterPart+1))
 		}
 		select {
 		case <-l.marks[0].Changed:
 			continue
 		case <-l.second():
 			continue
-		case <-timeout:
+		case <-timeout.C:
 		case <-c.r.Context().Done():
 		}
 		return h.finish(c, l, c.index)
