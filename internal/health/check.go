@@ -13,11 +13,11 @@ import (
 
 // Bounds of what a check may ask for.
 const (
-	defaultTimeout   = 10 * time.Second
-	programTimeout   = 30 * time.Second
-	defaultInterval  = 10 * time.Second
-	minInterval      = 100 * time.Millisecond // below it a check is load, not a question
-	defaultOutputMax = 4096                   // bytes
+	defaultTimeout  = 10 * time.Second
+	programTimeout  = 30 * time.Second
+	defaultInterval = 10 * time.Second
+	minInterval     = 100 * time.Millisecond // below it a check is load, not a question
+	mostOutput      = 4096                   // bytes
 )
 
 // probe asks once.
@@ -222,10 +222,11 @@ func programTime(s model.CheckSpec) time.Duration {
 	return s.Timeout
 }
 
-// outputMax is the most bytes of output that are kept.
+// outputMax is the most bytes of output that are kept. As with Consul, a check can
+// only ask for less: every output goes to every node.
 func outputMax(s model.CheckSpec) int {
 	if s.OutputMaxSize <= 0 {
-		return defaultOutputMax
+		return mostOutput
 	}
-	return s.OutputMaxSize
+	return min(s.OutputMaxSize, mostOutput)
 }

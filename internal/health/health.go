@@ -139,19 +139,22 @@ func (r *Runner) Remove(id model.CheckID) {
 // TTL notes what the owner of a TTL check says about it, reports that and gives
 // it its whole TTL again. It fails with ErrUnknownCheck or ErrNotTTL.
 func (r *Runner) TTL(id model.CheckID, status model.Status, output string) error {
-	r.mu.Lock()
-	c := r.checks[id]
-	r.mu.Unlock()
-	if c == nil {
-		return fmt.Errorf("check %q: %w", id, ErrUnknownCheck)
+	for {
+		r.mu.Lock()
+		c := r.checks[id]
+		r.mu.Unlock()
+		if c == nil {
+			return fmt.Errorf("check %q: %w", id, ErrUnknownCheck)
+		}
+		if c.spec.TTL <= 0 {
+			return fmt.Errorf("check %q: %w", id, ErrNotTTL)
+		}
+		if c.beat(status, output) {
+			return nil
+		}
+		// It was taken out of the map before it died: the next round sees what there
+		// is in its place.
 	}
-	if c.spec.TTL <= 0 {
-		return fmt.Errorf("check %q: %w", id, ErrNotTTL)
-	}
-	if !c.beat(status, output) {
-		return fmt.Errorf("check %q: %w", id, ErrUnknownCheck) // removed meanwhile
-	}
-	return nil
 }
 
 // launch starts a check's loop; r.mu is held.

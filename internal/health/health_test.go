@@ -279,3 +279,39 @@ func TestConcurrentUse(t *testing.T) {
 	wg.Wait()
 	stop()
 }
+
+// TestTTLWhileReplaced: a sign of life that comes while its check is registered
+// again is heard by the one or the other.
+func TestTTLWhileReplaced(t *testing.T) {
+	r := New(newLedger(), Config{})
+	spec := model.CheckSpec{ID: "t", TTL: time.Hour}
+	r.Set(spec, "")
+	var wg sync.WaitGroup
+	for range 8 { // waiting for one lock, some of them hold what is replaced
+		wg.Go(func() {
+			for range 2000 {
+				if err := r.TTL("t", model.Passing, ""); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 2000 {
+		r.Set(spec, "")
+	}
+	wg.Wait()
+	r.Remove("t")
+}
+
+func TestOutputIsBounded(t *testing.T) {
+	l := newLedger()
+	r := New(l, Config{})
+	r.Set(model.CheckSpec{ID: "t", TTL: time.Hour, OutputMaxSize: 1 << 30}, "")
+	if err := r.TTL("t", model.Passing, strings.Repeat("x", 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if rows := strings.Join(l.take(), ""); len(rows) > 5000 || !strings.Contains(rows, "captured 4096 of 1048576 bytes") {
+		t.Errorf("%d bytes were kept", len(rows))
+	}
+}

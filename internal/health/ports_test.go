@@ -2,6 +2,8 @@ package health
 
 import (
 	"crypto/tls"
+	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -9,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	grpchealth "google.golang.org/grpc/health"
@@ -119,6 +122,19 @@ func TestHTTP2Ping(t *testing.T) {
 		{model.CheckSpec{H2Ping: old, H2PingNoTLS: true, Timeout: 200 * time.Millisecond}, model.Critical, "HTTP2 ping failed: *"},
 		{model.CheckSpec{H2Ping: closedPort(t)}, model.Critical, "Failed to dial to *"},
 	})
+}
+
+// TestPingOfHTTP1: what begins an answer of HTTP/1.1 reads as a frame of megabytes,
+// for which nothing is allocated.
+func TestPingOfHTTP1(t *testing.T) {
+	here, there := net.Pipe()
+	defer here.Close()
+	go io.Copy(io.Discard, there)
+	go io.WriteString(there, "HTTP/1.1 400 Bad Request\r\n\r\n")
+	if err := ping(here); !errors.Is(err, http2.ErrFrameTooLarge) {
+		t.Errorf("ping = %v", err)
+	}
+	there.Close()
 }
 
 func TestGRPC(t *testing.T) {
