@@ -15,6 +15,8 @@ import (
 func consul(t *testing.T, token string) string {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch key := strings.TrimPrefix(r.URL.Path, "/v1/kv/"); {
+		case key == "/v1/status/leader":
+			_, _ = io.WriteString(w, `"127.0.0.1:8300"`)
 		case r.Header.Get("X-Consul-Token") != token:
 			http.Error(w, "ACL not found", http.StatusForbidden)
 		case r.URL.Query().Has("keys"):
@@ -67,5 +69,16 @@ func TestImportConsul(t *testing.T) {
 	stdout, stderr, code := fairlead("import", "consul", "--from", from, "--from-token", "wrong")
 	if code != 1 || !strings.Contains(stderr, "ACL not found") || !strings.Contains(stdout, "keys") || strings.Contains(stderr, "wrong") {
 		t.Errorf("with a wrong token: exit %d\n%s%s", code, stdout, stderr)
+	}
+}
+
+func TestATokenThatTheAgentDoesNotKnow(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "ACL not found", http.StatusForbidden)
+	}))
+	t.Cleanup(s.Close)
+	var stderr bytes.Buffer
+	if code := execute(t.Context(), []string{"kv", "get", "a", "--addr", s.URL}, strings.NewReader(""), io.Discard, &stderr); code != 1 || !strings.Contains(stderr.String(), "ACL not found: ") || !strings.Contains(stderr.String(), "FAIRLEAD_TOKEN") {
+		t.Errorf("exit %d, %s", code, &stderr)
 	}
 }

@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/fairlead-net/fairlead/api"
 )
 
 // version is set by the linker; see the Makefile.
@@ -52,6 +55,16 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 		fmt.Fprintf(stderr, "fairlead: %v\n", err)
 		return 2
 	}
-	fmt.Fprintf(stderr, "fairlead: %v\n", err)
+	fmt.Fprintf(stderr, "fairlead: %v%s\n", err, tokenHint(err))
 	return 1
+}
+
+// tokenHint says what to do where an agent does not know the token; its own words
+// are Consul's and name none.
+func tokenHint(err error) string {
+	var refused *api.Error
+	if !errors.As(err, &refused) || refused.Status != http.StatusForbidden || refused.Message != "ACL not found" {
+		return ""
+	}
+	return ": the agent does not know the token of this call; give one that it knows with FAIRLEAD_TOKEN or --token (without any, it is the agent's acl-default-token)"
 }
