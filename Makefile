@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build setup clients test race check lint generate demo bench clean help
+.PHONY: build setup clients test race check lint generate demo bench bench-registry clean help
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOLANGCI_LINT_VERSION := v2.15.0
@@ -20,7 +20,7 @@ TESTFLAGS ?= -timeout=10m
 PACKAGES ?= ./...
 
 help: ## show the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 build: ## build bin/fairlead, one static file
 	CGO_ENABLED=0 go build -ldflags '-s -w -X main.version=$(VERSION)' -o bin/fairlead ./cmd/fairlead
@@ -70,6 +70,9 @@ demo: setup build ## show one host, one network and a balanced service, in names
 
 bench: setup ## run the benchmarks
 	go test -run='^$$' -bench=. -benchtime=$(or $(BENCHTIME),1s) -timeout=20m ./bench/...
+
+bench-registry: ## measure the registry under load; BENCHFLAGS=--quick for a minute, --target for peers (bench/registry/doc.go)
+	go run ./bench/registry $(BENCHFLAGS)
 
 clean: ## remove what was built
 	rm -rf bin dist
