@@ -34,7 +34,9 @@ func growth(ctx context.Context, t *target, total, steps int, limit time.Duratio
 			break
 		}
 	}
-	t.add("growth/cpu", last/max(first, 0.01))
+	if last != first { // more than one step
+		t.add("growth/cpu", last/max(first, 0.01))
+	}
 	return forgetAgentServices(ctx, t)
 }
 
@@ -45,8 +47,9 @@ func appear(ctx context.Context, t *target, trials int) error {
 	if err != nil {
 		return fmt.Errorf("listen for the check: %w", err)
 	}
-	defer listener.Close()
+	accepting := make(chan struct{})
 	go func() {
+		defer close(accepting)
 		for {
 			c, err := listener.Accept()
 			if err != nil {
@@ -54,6 +57,10 @@ func appear(ctx context.Context, t *target, trials int) error {
 			}
 			_ = c.Close() // a check looks only whether it is accepted
 		}
+	}()
+	defer func() {
+		_ = listener.Close() // nothing is lost
+		<-accepting
 	}()
 	port := listener.Addr().(*net.TCPAddr).Port
 	for range trials {

@@ -40,6 +40,36 @@ func parseStat(stat []byte) (time.Duration, error) {
 	return sum, nil
 }
 
+// machineTime is the CPU time that everything on the machine has used, and what its hypervisor has given to others.
+func machineTime() (time.Duration, error) {
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, fmt.Errorf("read the machine's CPU time: %w", err)
+	}
+	return parseMachine(string(stat))
+}
+
+// parseMachine adds the first line's times without idle and iowait (the 4th and 5th) and without what guests have used, which user
+// and nice hold already.
+func parseMachine(stat string) (time.Duration, error) {
+	line, _, _ := strings.Cut(stat, "\n")
+	fields := strings.Fields(line)
+	if len(fields) < 9 || fields[0] != "cpu" {
+		return 0, fmt.Errorf("not the first line of /proc/stat: %q", line)
+	}
+	var sum time.Duration
+	for i, field := range fields[1:9] {
+		ticks, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("read /proc/stat: %w", err)
+		}
+		if i != 3 && i != 4 {
+			sum += time.Duration(ticks) * tick
+		}
+	}
+	return sum, nil
+}
+
 // rss is the resident memory of a process in MiB, files that it has mapped included.
 func rss(pid int) (float64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

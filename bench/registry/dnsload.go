@@ -84,9 +84,9 @@ func (s *dnsSocket) fill(m *meter) error {
 	}
 	now := time.Now()
 	for i, slot := range s.idle {
-		query := append(s.batch.buffers[i][:0], s.queries[m.issued%uint64(len(s.queries))]...)
+		query := s.batch.buffers[i]
+		s.batch.setLength(i, copy(query, s.queries[m.issued%uint64(len(s.queries))]))
 		binary.BigEndian.PutUint16(query, uint16(slot)|s.gen[slot]<<6)
-		s.batch.setLength(i, len(query))
 		s.sent[slot] = now
 		m.issued++
 	}
@@ -150,14 +150,18 @@ func loadDNS(ctx context.Context, addr netip.AddrPort, pid, n, inFlight int, w w
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
 	defer closeQuietly(epoll)
-	sockets := make([]*dnsSocket, n)
-	for i := range sockets {
+	var sockets []*dnsSocket
+	defer func() {
+		for _, s := range sockets {
+			closeQuietly(s.fd)
+		}
+	}()
+	for i := range n {
 		s, err := openDNS(addr, inFlight, queries)
 		if err != nil {
 			return nil, err
 		}
-		defer closeQuietly(s.fd)
-		sockets[i] = s
+		sockets = append(sockets, s)
 		event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}
 		if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, s.fd, &event); err != nil {
 			return nil, fmt.Errorf("epoll: %w", err)

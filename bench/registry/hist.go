@@ -46,7 +46,7 @@ func (h *histogram) percentile(p float64) time.Duration {
 	rank := uint64(p * float64(h.total))
 	rank = min(rank, h.total-1)
 	var seen uint64
-	for i, n := range h.counts {
+	for i, n := range &h.counts {
 		seen += n
 		if seen > rank {
 			return time.Duration(upperBound(i))

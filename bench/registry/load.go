@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +26,7 @@ type cell struct {
 	latency   *histogram
 	cpu       time.Duration // of the server
 	clientCPU time.Duration
+	machine   time.Duration // CPU time of everything on the machine
 	failed    uint64
 	failure   string // the first one
 }
@@ -34,6 +36,12 @@ func (c *cell) rate() float64 { return float64(c.ops) / max(c.elapsed.Seconds(),
 // micros is a CPU time per operation in microseconds.
 func (c *cell) micros(d time.Duration) float64 {
 	return float64(d.Microseconds()) / float64(max(c.ops, 1))
+}
+
+// others is the share of the machine that neither the server nor the client has used.
+func (c *cell) others() float64 {
+	whole := c.elapsed.Seconds() * float64(runtime.NumCPU())
+	return max(0, (c.machine-c.cpu-c.clientCPU).Seconds()) / max(whole, 1e-9)
 }
 
 // A meter turns warming into measuring and measuring into an end at the right moments; both kinds of load tell it of each
@@ -50,14 +58,18 @@ type meter struct {
 func startMeter(pid int, w window) (*meter, error) {
 	m := &meter{pid: pid, window: w, begin: time.Now()}
 	m.latency = &histogram{}
-	if w.warm == 0 {
-		return m, m.measure(m.begin)
+	if w.warm > 0 {
+		return m, nil
 	}
-	return m, nil
+	err := m.measure(m.begin)
+	return m, err
 }
 
 func (m *meter) measure(now time.Time) (err error) {
 	m.begin, m.measuring = now, true
+	if m.machine, err = machineTime(); err != nil {
+		return err
+	}
 	m.cpu, err = cpuTime(m.pid)
 	m.clientCPU = ownCPU()
 	return err
@@ -113,6 +125,11 @@ func (m *meter) end(now time.Time) error {
 	cpu, err := cpuTime(m.pid)
 	m.cpu = cpu - m.cpu
 	m.clientCPU = ownCPU() - m.clientCPU
+	if err != nil {
+		return err
+	}
+	machine, err := machineTime()
+	m.machine = machine - m.machine
 	return err
 }
 

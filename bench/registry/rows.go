@@ -159,6 +159,7 @@ func record(ctx context.Context, t *target, r row, conns int, w window) error {
 		t.add(key+"cpu", c.micros(c.cpu))
 		t.add(key+"client-cpu", c.micros(c.clientCPU))
 		t.add(key+"failed", float64(c.failed))
+		t.add("others", c.others())
 		if c.failed > 0 {
 			t.note("%s with %d connections: %d of %d failed: %s", r.label, conns, c.failed, c.answered, c.failure)
 		}

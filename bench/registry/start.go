@@ -26,7 +26,8 @@ type agent struct {
 	dir    string
 	target *target
 	cmd    *exec.Cmd
-	ended  chan error
+	ended  chan struct{} // closed when it is gone; err is valid then
+	err    error
 }
 
 // onDisk refuses directories whose writes cost nothing: an fsync there would measure nothing.
@@ -106,8 +107,12 @@ func (a *agent) start(ctx context.Context) (time.Duration, error) {
 	if err := a.cmd.Start(); err != nil {
 		return 0, fmt.Errorf("start the agent: %w", err)
 	}
-	a.ended = make(chan error, 1)
-	go func() { a.ended <- a.cmd.Wait() }()
+	cmd, ended := a.cmd, make(chan struct{})
+	a.ended = ended
+	go func() {
+		defer close(ended)
+		a.err = cmd.Wait()
+	}()
 	a.target.pid = a.cmd.Process.Pid
 	err = a.until(ctx, func(ctx context.Context) error {
 		return a.target.call(ctx, http.MethodPut, "/v1/kv/bench/started", 1, nil)
@@ -127,9 +132,8 @@ func (a *agent) until(ctx context.Context, probe func(context.Context) error) er
 			return nil
 		}
 		select {
-		case end := <-a.ended:
-			a.ended <- end
-			return fmt.Errorf("the agent ended: %w\n%s", errors.Join(end, err), a.lastLog())
+		case <-a.ended:
+			return fmt.Errorf("the agent ended: %w\n%s", errors.Join(a.err, err), a.lastLog())
 		case <-ctx.Done():
 			return fmt.Errorf("wait for the agent: %w\n%s", errors.Join(ctx.Err(), err), a.lastLog())
 		case <-tick.C:

@@ -116,18 +116,18 @@ func extraTable(targets []*target, peers bool) grid {
 	}
 	g := grid{head}
 	for _, e := range extras {
-		line, any := []string{e.label, e.unit}, false
+		line, measured := []string{e.label, e.unit}, false
 		for _, t := range targets {
 			text := ""
-			if v, measured := t.figure(e.key); measured {
-				text, any = number(v), true
+			if v, known := t.figure(e.key); known {
+				text, measured = number(v), true
 			}
 			line = append(line, text)
 		}
 		if !peers {
 			line = append(line, e.recorded)
 		}
-		if any {
+		if measured {
 			g = append(g, line)
 		}
 	}
@@ -208,6 +208,10 @@ func report(w io.Writer, targets []*target) {
 		}
 	}
 	for _, t := range targets {
+		if others, measured := t.figure("others"); measured && others > 0.1 {
+			fmt.Fprintf(w, "%s: something else took %.0f %% of the machine during the windows: rates and times are worse than they would be.\n",
+				t.name, 100*others)
+		}
 		for _, n := range t.notes {
 			fmt.Fprintf(w, "%s: %s\n", t.name, n)
 		}
