@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 )
@@ -60,11 +62,30 @@ func New(addr string) (*Client, error) {
 	return &Client{base: strings.TrimSuffix(u.String(), "/"), http: &http.Client{}}, nil
 }
 
+// FromEnv returns a client of the agent that FAIRLEAD_ADDR names, or else of the one
+// at DefaultAddr, with the token in FAIRLEAD_TOKEN or CONSUL_HTTP_TOKEN, if any.
+func FromEnv() (*Client, error) {
+	c, err := New(os.Getenv("FAIRLEAD_ADDR"))
+	if err != nil {
+		return nil, fmt.Errorf("FAIRLEAD_ADDR: %w", err)
+	}
+	return c.WithToken(cmp.Or(os.Getenv("FAIRLEAD_TOKEN"), os.Getenv("CONSUL_HTTP_TOKEN"))), nil
+}
+
 // WithToken returns the client with a token's secret for every call; empty means
 // the anonymous token.
 func (c *Client) WithToken(secret string) *Client {
 	with := *c
 	with.token = secret
+	return &with
+}
+
+// WithHTTPClient returns the client with h for its calls, for an agent behind TLS
+// with a CA of its own, or a transport that counts. h must have no Timeout below
+// that of the longest call: watches wait for minutes.
+func (c *Client) WithHTTPClient(h *http.Client) *Client {
+	with := *c
+	with.http = h
 	return &with
 }
 

@@ -30,10 +30,10 @@ type KV struct {
 	Session     string `json:",omitempty"`
 }
 
-// Register registers a service of the agent's node, described by the body of
-// Consul's PUT /v1/agent/service/register. What was accepted otherwise than
-// asked comes back as warnings.
-func (c *Client) Register(ctx context.Context, body []byte) (warnings []string, err error) {
+// RegisterService registers a service of the agent's node, described by the body
+// of Consul's PUT /v1/agent/service/register. What was accepted otherwise than
+// asked comes back as warnings. Programs that register themselves use Register.
+func (c *Client) RegisterService(ctx context.Context, body []byte) (warnings []string, err error) {
 	_, h, err := c.DoHeader(ctx, http.MethodPut, "/v1/agent/service/register", body)
 	return h.Values(warningHeader), err
 }
@@ -177,6 +177,15 @@ func (c *Client) DeleteKVTree(ctx context.Context, prefix string) error {
 // empty. It returns what is there then, sorted by key, and the index to go on
 // with; index 0 does not wait.
 func (c *Client) WatchKV(ctx context.Context, name string, index uint64, wait time.Duration) ([]KV, uint64, error) {
+	all, next, err := c.awaitKV(ctx, name, index, wait)
+	if next < index {
+		next = 0 // the agent's history began anew
+	}
+	return all, next, err
+}
+
+// awaitKV is WatchKV with the index as the agent gave it.
+func (c *Client) awaitKV(ctx context.Context, name string, index uint64, wait time.Duration) ([]KV, uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, wait+wait/8+watchGrace)
 	defer cancel()
 	q := url.Values{"wait": {wait.String()}}
@@ -186,14 +195,7 @@ func (c *Client) WatchKV(ctx context.Context, name string, index uint64, wait ti
 	if name == "" || strings.HasSuffix(name, "/") {
 		q.Set("recurse", "")
 	}
-	all, next, err := c.kvTree(ctx, name, q)
-	if err != nil {
-		return nil, 0, err
-	}
-	if next < index {
-		next = 0 // the agent's history began anew
-	}
-	return all, next, nil
+	return c.kvTree(ctx, name, q)
 }
 
 func (c *Client) kvTree(ctx context.Context, name string, q url.Values) ([]KV, uint64, error) {

@@ -123,7 +123,7 @@ func register(c *cobra.Command, o *options, body []byte) error {
 	if err != nil {
 		return err
 	}
-	warnings, err := cl.Register(c.Context(), body)
+	warnings, err := cl.RegisterService(c.Context(), body)
 	if err != nil {
 		return err
 	}
