@@ -25,16 +25,14 @@ const (
 	qrBit = 1 << 15
 )
 
-// listener is one address with its two sockets.
+// listener is one address with its sockets.
 type listener struct {
 	addr   netip.AddrPort
 	ctx    context.Context // ends when the listener is told to stop
 	cancel context.CancelFunc
-	udp    *miekg.Server
 	failed chan error     // a socket's end that nobody asked for
 	socks  sync.WaitGroup // the goroutines that read from the sockets
 	owner  sync.WaitGroup // those that look after the listener
-	once   sync.Once
 }
 
 // open starts listening. With free, the address need not be usable yet: that of
@@ -44,36 +42,28 @@ func (s *Server) open(ctx context.Context, addr string, free bool) (*listener, e
 	if err != nil {
 		return nil, bindError(addr, err)
 	}
-	l := &listener{addr: addrPort(pc.LocalAddr()), failed: make(chan error, 2)}
+	l := &listener{addr: addrPort(pc.LocalAddr()), failed: make(chan error, 1+maxSockets)}
 	l.ctx, l.cancel = context.WithCancel(ctx)
-	handler := miekg.HandlerFunc(func(w miekg.ResponseWriter, req *miekg.Msg) {
-		if wire := s.serve(l.ctx, req, addrPort(w.RemoteAddr()).Addr(), true); wire != nil {
-			// Who asked and does not wait for the answer is no fault of ours.
-			_, _ = w.Write(wire)
-		}
-	})
-	started, ended := make(chan struct{}), make(chan struct{})
-	l.udp = &miekg.Server{
-		PacketConn: pc, Handler: handler, MsgAcceptFunc: accept, UDPSize: miekg.DefaultMsgSize,
-		NotifyStartedFunc: func() { close(started) },
+	socks, batch := []*net.UDPConn{pc}, extraBatch
+	if !free {
+		host, _, _ := net.SplitHostPort(addr) // bind has seen that it can be split
+		socks, batch = spread(ctx, pc, host), mainBatch
 	}
-	l.socks.Go(func() {
-		defer close(ended)
-		if err := l.udp.ActivateAndServe(); err != nil {
-			l.failed <- fmt.Errorf("answer DNS on %s: %w", addr, err)
-		}
-	})
-	l.socks.Go(func() {
+	serve := func(run func() error) {
+		l.socks.Go(func() {
+			if err := run(); err != nil {
+				l.failed <- fmt.Errorf("answer DNS on %s: %w", addr, err)
+			}
+		})
+	}
+	inFull := make(chan struct{}, maxInFull)
+	for _, sock := range socks {
+		serve(func() error { return s.serveUDP(l.ctx, sock, batch, inFull) })
+	}
+	serve(func() error {
 		tcp := &stream{answer: s.answerWire}
-		if err := tcp.serve(l.ctx, &limited{Listener: ln, max: maxConns, each: maxConnsEach}); err != nil {
-			l.failed <- fmt.Errorf("answer DNS on %s: %w", addr, err)
-		}
+		return tcp.serve(l.ctx, &limited{Listener: ln, max: maxConns, each: maxConnsEach})
 	})
-	// Shutdown does nothing to a server that has not started.
-	select {
-	case <-started:
-	case <-ended:
-	}
 	return l, nil
 }
 
@@ -87,13 +77,9 @@ func (l *listener) wait(ctx context.Context) error {
 	}
 }
 
-// close ends both sockets and the queries in hand, and waits for them.
+// close ends the sockets and the queries in hand, and waits for them.
 func (l *listener) close() {
-	l.once.Do(func() {
-		l.cancel()
-		// The error says only that the socket has already gone.
-		_ = l.udp.Shutdown()
-	})
+	l.cancel()
 	l.socks.Wait()
 }
 
@@ -104,7 +90,7 @@ func (l *listener) stop() {
 }
 
 // bind opens an address for UDP and TCP, at one port.
-func bind(ctx context.Context, addr string, free bool) (net.PacketConn, net.Listener, error) {
+func bind(ctx context.Context, addr string, free bool) (*net.UDPConn, net.Listener, error) {
 	var lc net.ListenConfig
 	if free {
 		lc.Control = freebind
@@ -121,8 +107,8 @@ func bind(ctx context.Context, addr string, free bool) (net.PacketConn, net.List
 			return nil, nil, err
 		}
 		pc, err := lc.ListenPacket(ctx, "udp", net.JoinHostPort(host, fmt.Sprint(port)))
-		if err == nil {
-			return pc, ln, nil
+		if udp, ok := pc.(*net.UDPConn); ok && err == nil {
+			return udp, ln, nil
 		}
 		ln.Close()
 		if asked != "0" || try == portTries || !errors.Is(err, unix.EADDRINUSE) {

@@ -11,6 +11,7 @@ type metrics struct {
 	byRcode   [16]prometheus.Counter // those of the plain header, looked up once
 	forwarded *prometheus.CounterVec
 	truncated prometheus.Counter
+	kept      prometheus.Counter
 	limited   prometheus.Counter
 }
 
@@ -27,6 +28,10 @@ func newMetrics() *metrics {
 		truncated: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "fairlead_dns_truncated_total",
 			Help: "DNS replies that did not fit the asker's size and were cut.",
+		}),
+		kept: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "fairlead_dns_kept_total",
+			Help: "DNS queries over UDP answered with an answer that was kept from before.",
 		}),
 		limited: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "fairlead_dns_limited_total",
@@ -56,7 +61,7 @@ func (m *metrics) forward(from source) { m.forwarded.WithLabelValues(string(from
 
 // Register makes the server's counters known to reg.
 func (s *Server) Register(reg prometheus.Registerer) error {
-	for _, c := range []prometheus.Collector{s.metrics.queries, s.metrics.forwarded, s.metrics.truncated, s.metrics.limited} {
+	for _, c := range []prometheus.Collector{s.metrics.queries, s.metrics.forwarded, s.metrics.truncated, s.metrics.kept, s.metrics.limited} {
 		if err := reg.Register(c); err != nil {
 			return err
 		}

@@ -33,6 +33,8 @@ type Server struct {
 	metrics *metrics
 	cookies cookies
 	far     farAskers
+	kept    *keeper
+	classes askerClasses
 
 	host atomic.Pointer[hostAddrs]
 	// at is where we listen, for those who must not wait for mu.
@@ -52,6 +54,7 @@ func New(cfg Config, r Reader) *Server {
 		log:       cfg.Log,
 		reader:    r,
 		metrics:   newMetrics(),
+		kept:      newKeeper(),
 		listeners: map[netip.AddrPort]*listener{},
 	}
 	if s.log == nil {

@@ -136,6 +136,11 @@ func readMessage(c net.Conn, r *bufio.Reader) ([]byte, error) {
 // answerWire answers a message as it came over a connection, nil for what gets no
 // answer.
 func (s *Server) answerWire(ctx context.Context, wire []byte, asker netip.Addr) []byte {
+	return s.answerOver(ctx, wire, asker, false)
+}
+
+// answerOver is answerWire for UDP, too.
+func (s *Server) answerOver(ctx context.Context, wire []byte, asker netip.Addr, udp bool) []byte {
 	req := new(miekg.Msg)
 	if len(wire) < headerSize {
 		return nil
@@ -153,7 +158,7 @@ func (s *Server) answerWire(ctx context.Context, wire []byte, asker netip.Addr) 
 		rcode = miekg.RcodeNotImplemented
 	case miekg.MsgAccept:
 		if req.Unpack(wire) == nil {
-			return s.serve(ctx, req, asker, false)
+			return s.serve(ctx, req, asker, udp)
 		}
 	}
 	m := &miekg.Msg{MsgHdr: miekg.MsgHdr{Id: h.Id, Response: true, Opcode: int(h.Bits>>11) & 0xF, Rcode: rcode}}
@@ -164,6 +169,3 @@ func (s *Server) answerWire(ctx context.Context, wire []byte, asker netip.Addr) 
 	}
 	return refusal
 }
-
-// headerSize is the length of a message's header, in bytes.
-const headerSize = 12

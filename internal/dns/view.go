@@ -2,6 +2,7 @@ package dns
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/state"
@@ -116,7 +117,7 @@ func (v view) EndpointByAddr(ip netip.Addr) *model.Endpoint {
 // chose notes what an answer chooses from, in the catalogue's order.
 func (v view) chose(name string, live []*state.Member) {
 	if v.read != nil {
-		v.read.name, v.read.live = name, append([]*state.Member(nil), live...)
+		v.read.name, v.read.live = name, slices.Clone(live)
 	}
 }
 
@@ -156,4 +157,12 @@ func (r *readRecord) now(snap *state.Snapshot) model.Index {
 		_, mark = snap.Networks()
 	}
 	return mark.Index
+}
+
+// tidy lets go of what nobody needs any more.
+func (r *reads) tidy() {
+	r.name, r.live = "", nil
+	r.records = slices.Clip(slices.Compact(r.records))
+	slices.SortFunc(r.addrs, func(a, b readAddr) int { return a.ip.Compare(b.ip) })
+	r.addrs = slices.Clip(slices.Compact(r.addrs))
 }

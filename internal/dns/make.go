@@ -1,0 +1,182 @@
+package dns
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+
+	miekg "github.com/miekg/dns"
+
+	"github.com/fairlead-net/fairlead/internal/state"
+)
+
+// keptKinds are the kinds of names whose answers are kept: the others depend on
+// more than a few records, or are hardly asked for twice.
+var keptKinds = []string{"service", "node", "virtual", "addr"}
+
+// kindOf is the kind of name that a canonical name in one of our domains is; see
+// answering.inDomain. Empty: of none.
+func (z *zones) kindOf(name string) string {
+	domain, ok := z.domainOf(name)
+	if !ok {
+		return ""
+	}
+	labels := strings.Split(strings.TrimSuffix(strings.TrimSuffix(name, domain), "."), ".")
+	slices.Reverse(labels)
+	for _, l := range labels[:min(3, len(labels))] {
+		if slices.Contains(kinds, l) {
+			return l
+		}
+	}
+	return ""
+}
+
+// makeKept makes the answer to a plain query, to be kept: by the code that answers
+// every query, so that both say the same. It returns nil for what cannot be kept.
+func (s *Server) makeKept(q *plainQuery, asker netip.Addr) *kept {
+	z, snap := s.zones, s.reader.Snapshot()
+	req := new(miekg.Msg)
+	req.SetQuestion(q.text(), q.qtype)
+	if rcode, _ := refusal(req); rcode != miekg.RcodeSuccess || q.qtype == miekg.TypeANY || snap.Index() == 0 {
+		return nil
+	}
+	k := &kept{}
+	a := z.begin(view{snap, &k.reads}, req, asker)
+	a.scope = z.scopeOf(snap, a.asker)
+	class := s.classes.of(a.scope)
+	if class == noClass || !reflect.ValueOf(a.may).Comparable() {
+		return nil
+	}
+	k.key = keptKey{name: string(q.wire()), qtype: q.qtype, class: class}
+	k.may = a.may
+	k.right.Store(uint64(snap.Index()))
+	r := a.answer()
+	if r.Msg == nil || r.personal || k.reads.whole {
+		return nil
+	}
+	k.fill(a, r, q)
+	k.reads.tidy()
+	return k
+}
+
+// fill makes the answer out of a full one.
+func (k *kept) fill(a *answering, r response, q *plainQuery) {
+	k.rcode = byte(r.Rcode)
+	if r.why.text != "" {
+		text := cutText(r.why.text)
+		k.why = binary.BigEndian.AppendUint16(nil, miekg.EDNS0EDE)
+		k.why = binary.BigEndian.AppendUint16(k.why, uint16(2+len(text)))
+		k.why = append(binary.BigEndian.AppendUint16(k.why, r.why.code), text...)
+	}
+	alias := func(rr miekg.RR) bool { return rr.Header().Rrtype == miekg.TypeCNAME }
+	switch {
+	case !r.Authoritative || slices.ContainsFunc(r.Answer, alias):
+		k.slow = true
+	case len(k.reads.live) > 1 && len(r.Answer) > 0:
+		k.choice = a.choices(k.reads.name, k.reads.live, q)
+		k.slow = k.choice == nil
+	default:
+		k.slow = !k.fix(r.Msg, q)
+	}
+}
+
+// fix keeps the records as they are, and reports whether it can.
+func (k *kept) fix(m *miekg.Msg, q *plainQuery) bool {
+	soas := 0
+	for _, rr := range slices.Concat(m.Answer, m.Ns, m.Extra) {
+		if rr.Header().Rrtype == miekg.TypeSOA {
+			soas++
+		}
+	}
+	last := len(m.Ns) > 0 && len(m.Extra) == 0 && m.Ns[len(m.Ns)-1].Header().Rrtype == miekg.TypeSOA
+	if soas > 1 || soas == 1 && !last {
+		return false
+	}
+	m.Compress = true
+	wire, err := m.Pack()
+	if err != nil || len(wire) < headerSize+q.len+4 {
+		return false
+	}
+	k.body = slices.Clone(wire[headerSize+q.len+4:])
+	k.counts = [3]uint16{uint16(len(m.Answer)), uint16(len(m.Ns)), uint16(len(m.Extra))}
+	if soas == 1 {
+		k.serial = len(k.body) - 20 // five numbers are its end
+	}
+	return true
+}
+
+// choices are the records of each of a service's instances alone; nil if they
+// depend on each other, or are of a type that is hardly asked for.
+func (a *answering) choices(name string, live []*state.Member, q *plainQuery) *choice {
+	c := &choice{}
+	switch q.qtype {
+	case miekg.TypeA, miekg.TypeAAAA:
+		c.once, c.limit = true, max(a.aLimit, 0)
+	case miekg.TypeSRV:
+	default:
+		return nil
+	}
+	if len(live) > maxChoice {
+		return nil
+	}
+	targets := map[string]uint16{}
+	for _, m := range live {
+		one := *a
+		one.snap.read = nil // all of it was read for all of them together
+		one.m, one.spare, one.owner = &miekg.Msg{}, nil, a.owner
+		one.instances(name, []*state.Member{m})
+		records, ok := recordsOf(one.m, q, targets)
+		if !ok {
+			return nil
+		}
+		c.members = append(c.members, member{weight(m), records})
+		c.weighted = c.weighted || a.random != nil && weight(m) != weight(live[0])
+	}
+	c.targets = len(targets)
+	return c
+}
+
+// recordsOf are the records of one instance. Equal targets and addresses have
+// equal numbers.
+func recordsOf(m *miekg.Msg, q *plainQuery, targets map[string]uint16) ([]record, bool) {
+	records := make([]record, 0, len(m.Answer))
+	for _, rr := range m.Answer {
+		wire, ok := packed(rr, q.len)
+		if !ok || rr.Header().Rrtype != q.qtype {
+			return nil, false // an alias, which only one may be
+		}
+		rec := record{wire: append([]byte{0xC0, headerSize}, wire...)}
+		target := string(rec.wire[12:]) // an address
+		if srv, is := rr.(*miekg.SRV); is {
+			target = string(rec.wire[srvTarget:])
+			for _, extra := range m.Extra {
+				if extra.Header().Name != srv.Target {
+					continue
+				}
+				wire, ok := packed(extra, len(target))
+				if !ok {
+					return nil, false
+				}
+				rec.glue = append(rec.glue, wire)
+			}
+		}
+		if _, known := targets[target]; !known {
+			targets[target] = uint16(len(targets))
+		}
+		rec.target = targets[target]
+		records = append(records, rec)
+	}
+	return records, true
+}
+
+// packed is a record on the wire without its owner, which is so many bytes long.
+func packed(rr miekg.RR, owner int) ([]byte, bool) {
+	buf := make([]byte, miekg.Len(rr)+1)
+	n, err := miekg.PackRR(rr, buf, 0, nil, false)
+	if err != nil || n < owner {
+		return nil, false
+	}
+	return slices.Clone(buf[owner:n]), true
+}
