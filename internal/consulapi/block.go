@@ -119,20 +119,34 @@ func (h *handler) reachable(ctx context.Context, o options) model.Index {
 	return o.index
 }
 
+// Values of headers that all answers share.
+var (
+	yes, no, zero        = []string{"true"}, []string{"false"}, []string{"0"}
+	backend              = []string{"blocking-query"}
+	byLeader, consistent = []string{"leader"}, []string{"consistent"}
+	stale                = []string{"stale"}
+)
+
 // setMeta sets the headers that go with an answer.
 func (h *handler) setMeta(hd http.Header, o options, index model.Index) {
-	hd.Set("X-Consul-Index", strconv.FormatUint(uint64(index), 10))
-	hd.Set("X-Consul-KnownLeader", strconv.FormatBool(h.Cluster.Leader() != ""))
-	hd.Set("X-Consul-LastContact", strconv.FormatInt(h.lastContact().Milliseconds(), 10))
-	hd.Set("X-Consul-Query-Backend", "blocking-query")
-	consistency := "leader"
+	hd["X-Consul-Index"] = []string{strconv.FormatUint(uint64(index), 10)}
+	hd["X-Consul-Knownleader"] = no
+	if h.Cluster.Leader() != "" {
+		hd["X-Consul-Knownleader"] = yes
+	}
+	hd["X-Consul-Lastcontact"] = zero
+	if ago := h.lastContact(); ago >= time.Millisecond {
+		hd["X-Consul-Lastcontact"] = []string{strconv.FormatInt(ago.Milliseconds(), 10)}
+	}
+	hd["X-Consul-Query-Backend"] = backend
 	switch {
 	case o.consistent:
-		consistency = "consistent"
+		hd["X-Consul-Effective-Consistency"] = consistent
 	case o.stale:
-		consistency = "stale"
+		hd["X-Consul-Effective-Consistency"] = stale
+	default:
+		hd["X-Consul-Effective-Consistency"] = byLeader
 	}
-	hd.Set("X-Consul-Effective-Consistency", consistency)
 	switch {
 	case !o.cached:
 	case o.revalidate:

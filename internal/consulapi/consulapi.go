@@ -142,6 +142,7 @@ type handler struct {
 	log      *slog.Logger
 	prepared *prepared.Runner
 	shelf    *shelf
+	policy   []string // the default one, as a header's value
 	Deps
 }
 
@@ -173,7 +174,7 @@ func New(cfg Config, d Deps) http.Handler {
 		d.Authority = openAuthority{}
 	}
 	runner := prepared.New(prepared.Config{Node: cfg.Node.Name, Datacenter: cfg.Node.Datacenter, Resolve: d.Authority.Resolve})
-	return &handler{cfg: cfg, log: cfg.Log, prepared: runner, shelf: newShelf(shelfBytes), Deps: d}
+	return &handler{cfg: cfg, log: cfg.Log, prepared: runner, shelf: newShelf(shelfBytes), policy: []string{cfg.DefaultACLPolicy}, Deps: d}
 }
 
 // call is one request on its way through an endpoint.
@@ -202,16 +203,21 @@ func (c *call) has(param string) bool {
 // http.ServeMux would redirect keys that contain "//" or "..".
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	w.Header().Set("Vary", "Accept-Encoding")
-	w.Header().Set("X-Consul-Default-ACL-Policy", h.cfg.DefaultACLPolicy)
+	hd := w.Header()
+	hd["Vary"], hd["X-Consul-Default-Acl-Policy"] = varies, h.policy
 	a, err := h.serve(w, r)
 	if err != nil {
 		a = h.failure(w, r, err)
 	}
 	h.write(w, r, a)
 	// Neither the query (it may carry a token) nor the body is logged.
-	h.log.Debug("http request", "method", r.Method, "path", r.URL.Path, "status", a.status, "took", time.Since(start))
+	if h.log.Enabled(r.Context(), slog.LevelDebug) {
+		h.log.Debug("http request", "method", r.Method, "path", r.URL.Path, "status", a.status, "took", time.Since(start))
+	}
 }
+
+// varies and its like are values of headers that all answers share.
+var varies = []string{"Accept-Encoding"}
 
 func (h *handler) serve(w http.ResponseWriter, r *http.Request) (answer, error) {
 	if r.URL.Path == "/" {
@@ -239,7 +245,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) (answer, error) 
 		return answer{}, err
 	}
 	h.capBody(w, r)
-	if r.Method == http.MethodGet && r.Body != nil {
+	if r.Method == http.MethodGet && r.Body != nil && r.Body != http.NoBody {
 		// Nothing in it was asked for, but only behind it does the server notice
 		// that a client goes away while its query waits.
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {

@@ -290,7 +290,7 @@ func (g *Guard) forget(now time.Time, rate, burst float64) {
 // capBody keeps a route from reading more than any body may have, whatever it
 // checks by itself; a snapshot's length is its reader's to bound.
 func (h *handler) capBody(w http.ResponseWriter, r *http.Request) {
-	if r.Body == nil || (r.URL.Path == snapshotPath && r.Method == http.MethodPut) {
+	if r.Body == nil || r.Body == http.NoBody || (r.URL.Path == snapshotPath && r.Method == http.MethodPut) {
 		return
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, max(h.cfg.MaxBodySize, h.cfg.KVMaxValueSize, h.cfg.TxnMaxReqSize))

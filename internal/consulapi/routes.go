@@ -38,17 +38,33 @@ func put(path string, e endpoint) route {
 // endpoints.
 var routes = slices.Concat(agentRoutes, catalogRoutes, healthRoutes, kvRoutes, statusRoutes, sessionRoutes, txnRoutes, eventRoutes, queryRoutes, aclRoutes, snapshotRoutes, operatorRoutes, connectRoutes)
 
+// byPath are the routes by their paths, the longest of which is longestPath.
+var (
+	byPath      = map[string]route{}
+	longestPath int
+)
+
+func init() {
+	for _, r := range routes {
+		byPath[r.path] = r
+		longestPath = max(longestPath, len(r.path))
+	}
+}
+
 // match finds the route with the longest prefix of path, and what follows it.
 func match(path string) (rt route, rest string, ok bool) {
-	for _, r := range routes {
-		switch {
-		case path == r.path:
-			return r, "", true
-		case strings.HasSuffix(r.path, "/") && strings.HasPrefix(path, r.path) && len(r.path) > len(rt.path):
-			rt, rest, ok = r, path[len(r.path):], true
+	if rt, ok = byPath[path]; ok {
+		return rt, "", true
+	}
+	for i := min(len(path), longestPath); i > 0; i-- {
+		if path[i-1] != '/' {
+			continue
+		}
+		if rt, ok = byPath[path[:i]]; ok {
+			return rt, path[i:], true
 		}
 	}
-	return rt, rest, ok
+	return rt, "", false
 }
 
 // allow is the value of the Allow header.

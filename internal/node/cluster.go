@@ -28,7 +28,7 @@ type cluster struct {
 func (c cluster) LastContact() time.Duration { return c.stale() }
 
 func (c cluster) Leader() string {
-	if c.store.Status().Leader == "" {
+	if !c.store.HasLeader() {
 		return ""
 	}
 	return c.addr
