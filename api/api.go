@@ -1,8 +1,18 @@
-// Package api is the client of an agent's native API: networks, workloads,
-// services and status, under /fairlead/v1 of the agent's HTTP address.
+// Package api is the Go SDK: what a program needs to be found, to find others and to
+// agree with them, by way of the agent on its host.
 //
-// A Client is safe for concurrent use. Services, health and the key/value store
-// are spoken to in Consul's API, at the same address; see KV and Register.
+//   - Client.Register registers the program itself, and drains it when it ends.
+//   - Resolver follows services, and outlives the agent's restarts.
+//   - Transport and Dialer send HTTP requests and connections to the best instance.
+//   - Client.KV, Client.PutKV, Client.FollowKV and others are the key/value store.
+//   - Client.Lock and Client.NewElection let one of many do something.
+//
+// gRPC has a package of its own, api/grpc. The other methods of Client are the agent's
+// native API (networks, workloads, services and status, under /fairlead/v1), and what the
+// command line needs of Consul's API, at the same address.
+//
+// A Client is safe for concurrent use. Calls take a context; one without a deadline gets
+// a minute. The package imports the standard library only.
 package api
 
 import (

@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log"
+	"log" //nolint:depguard // an example is a program of its own
 	"net"
 	"net/http"
 	"time"

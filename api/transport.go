@@ -175,7 +175,6 @@ func (c *call) run() (*http.Response, error) {
 		}
 		if answer != nil {
 			discard(answer)
-			answer = nil
 		}
 		res, sent, err := c.try(pick)
 		if sent {

@@ -36,7 +36,7 @@ type loadBalancer struct {
 func (b *loadBalancer) UpdateClientConnState(s balancer.ClientConnState) error {
 	weights := resolver.NewAddressMapV2[int]()
 	for _, a := range s.ResolverState.Addresses {
-		weight, _ := a.BalancerAttributes.Value(weightKey{}).(int)
+		weight, _ := a.BalancerAttributes.Value(weightKey{}).(int) //nolint:staticcheck // an address outside of an endpoint, as the base balancer takes them
 		weights.Set(a, weight)
 	}
 	b.pickers.weights = weights

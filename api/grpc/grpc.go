@@ -185,7 +185,9 @@ type weightKey struct{}
 func addresses(instances []api.Instance) []resolver.Address {
 	all := make([]resolver.Address, 0, len(instances))
 	for _, i := range instances {
-		all = append(all, resolver.Address{Addr: i.Addr(), BalancerAttributes: attributes.New(weightKey{}, i.Weight)})
+		weight := attributes.New(weightKey{}, i.Weight)
+		//nolint:staticcheck // an address outside of an endpoint, as the base balancer takes them
+		all = append(all, resolver.Address{Addr: i.Addr(), BalancerAttributes: weight})
 	}
 	return all
 }
