@@ -104,12 +104,12 @@ func TestRegisteredOutlivesTheAgent(t *testing.T) {
 		a.seen()
 		a.set(func() { a.away, lost = false, true })
 		time.Sleep(3 * time.Second)
-		if got := paths(a.seen()); got != "GET service/web, PUT service/register" {
+		if got := paths(a.seen()); !strings.HasPrefix(got, "GET service/web, PUT service/register") {
 			t.Errorf("when the agent is back: %s", got)
 		}
 		end()
 		<-r.Done()
-		if got := paths(a.seen()); got != "PUT service/maintenance/web, PUT service/deregister/web" {
+		if got := paths(a.seen()); !strings.HasSuffix(got, "PUT service/maintenance/web, PUT service/deregister/web") {
 			t.Errorf("after the end of the context: %s", got)
 		}
 	})
