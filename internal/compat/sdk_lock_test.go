@@ -24,7 +24,7 @@ func TestSDKElection(t *testing.T) {
 	first, err := candidate("one").Campaign(ctx)
 	must(t, err)
 
-	a = a.restart()
+	a.restart()
 	if _, err := client.PutKV(ctx, api.KV{Key: "elsewhere"}, nil); err != nil {
 		t.Fatal(err)
 	}
