@@ -148,17 +148,10 @@ func (p *keeper) drop(k *kept) {
 
 // cost is about how much memory a kept answer takes, in bytes.
 func (k *kept) cost() int {
-	const fixed, perRead, perRecord = 384, 48, 96
+	const fixed, perRead, perRecord = 512, 48, 20
 	n := fixed + len(k.key.name) + len(k.body) + len(k.why) + perRead*(len(k.reads.records)+len(k.reads.addrs))
 	if k.choice != nil {
-		for _, m := range k.choice.members {
-			for _, r := range m.records {
-				n += perRecord + len(r.wire)
-				for _, g := range r.glue {
-					n += perRead + len(g)
-				}
-			}
-		}
+		n += len(k.choice.wires) + perRecord*len(k.choice.records)
 	}
 	return n
 }

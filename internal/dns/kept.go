@@ -57,10 +57,17 @@ type keptKey struct {
 	class askerClass
 }
 
-// choice is the instances of a service, to be given in a new order each time.
+// choice is the instances of a service, to be given in a new order each time. All
+// of it lies close together: what is slow about thousands of services is to fetch
+// them from memory.
 type choice struct {
-	members []member
-	targets int // different targets and addresses in all records
+	// wires are the records, without their owners, and then all glue.
+	wires   []byte
+	records []record
+	// ends are the members' ends among the records, which are in their order.
+	ends    []uint16
+	weights []uint16 // of the members
+	targets int      // different targets and addresses in all records
 	// weighted: some count for more than others.
 	weighted bool
 	// once: a target is given once, however many records have it.
@@ -69,28 +76,27 @@ type choice struct {
 	limit int
 }
 
-// member is an instance with its records.
-type member struct {
-	weight  uint16
-	records []record
-}
-
-// record is one record of an answer.
+// record is one record of an answer, whose owner is the question's name.
 type record struct {
-	// wire is the record with a pointer to the question as its owner.
-	wire []byte
-	// target numbers an SRV record's target, or an address.
-	target uint16
-	// glue are the target's addresses, without their owner.
-	glue [][]byte
+	at, end uint32 // in wires
+	// glue is where the target's addresses begin in wires, and glues how many there
+	// are. How long each is, it says itself.
+	glue   uint32
+	glues  uint16
+	target uint16 // the number of an SRV record's target, or of an address
 }
 
 // maxChoice bounds the instances of kept answers; a service with more of them is
 // answered in full each time.
 const maxChoice = 1024
 
-// srvTarget is where in an SRV record with a pointer as its owner its target is.
-const srvTarget = 18
+const (
+	// ownerSize is the length of a pointer, which all owners are, in bytes.
+	ownerSize = 2
+	// rdataAt is where in a record without its owner its data is, and targetAt
+	// where in an SRV record the target is.
+	rdataAt, targetAt = 10, 16
+)
 
 // desk is what one goroutine needs to write answers out.
 type desk struct {
@@ -105,11 +111,11 @@ type desk struct {
 
 // ready makes room for a choice.
 func (d *desk) ready(c *choice) {
-	if len(d.order) < len(c.members) {
-		n := max(2*len(d.order), len(c.members))
+	if len(d.order) < len(c.ends) {
+		n := max(2*len(d.order), len(c.ends))
 		d.order, d.keys = make([]uint16, n), make([]float64, n)
 	}
-	for i := range c.members {
+	for i := range c.ends {
 		d.order[i] = uint16(i)
 	}
 	if len(d.seen) < c.targets {
@@ -207,66 +213,75 @@ func (c *choice) write(buf []byte, end, limit int, d *desk, counts *[3]uint16) (
 	if limit == 0 || c.limit > 0 && c.limit < limit {
 		limit = c.limit
 	}
-	for i := range c.members {
-		records := c.nth(i, d).records
-		for r := range records {
-			rec := &records[r]
+	for i := range c.ends {
+		m := c.nth(i, d)
+		first := 0
+		if m > 0 {
+			first = int(c.ends[m-1])
+		}
+		for r := first; r < int(c.ends[m]); r++ {
+			rec := &c.records[r]
+			wire := c.wires[rec.at:rec.end]
 			known := d.seen[rec.target] == d.round
 			switch {
 			case limit > 0 && int(counts[0]) == limit:
-				return d.glue(buf, end, counts), false
+				return c.glue(buf, end, d, counts), false
 			case known && c.once:
 				continue
-			case end+len(rec.wire) > len(buf):
+			case end+ownerSize+len(wire) > len(buf):
 				return end, true
 			}
 			if !known {
-				d.seen[rec.target], d.at[rec.target] = d.round, uint16(end+srvTarget)
-				if len(rec.glue) > 0 {
+				d.seen[rec.target], d.at[rec.target] = d.round, uint16(end+ownerSize+targetAt)
+				if rec.glues > 0 {
 					d.given = append(d.given, rec)
 				}
 			}
-			end += copy(buf[end:], rec.wire)
+			buf[end], buf[end+1] = 0xC0, headerSize
+			end += ownerSize + copy(buf[end+ownerSize:], wire)
 			counts[0]++
 		}
 	}
-	return d.glue(buf, end, counts), false
+	return c.glue(buf, end, d, counts), false
 }
 
 // nth is the member that comes after i others in an order that is random where
 // draw has not said it; i rises by one.
-func (c *choice) nth(i int, d *desk) *member {
+func (c *choice) nth(i int, d *desk) int {
 	if !c.weighted {
-		j := i + rand.IntN(len(c.members)-i)
+		j := i + rand.IntN(len(c.ends)-i)
 		d.order[i], d.order[j] = d.order[j], d.order[i]
 	}
-	return &c.members[d.order[i]]
+	return int(d.order[i])
 }
 
 // draw puts the members in an order in which those with more weight tend to come
 // first; see answering.rotate.
 func (c *choice) draw(d *desk) {
-	for i := range c.members {
+	for i := range c.ends {
 		d.keys[i] = math.Inf(1)
-		if w := c.members[i].weight; w > 0 {
+		if w := c.weights[i]; w > 0 {
 			d.keys[i] = -math.Log(1-rand.Float64()) / float64(w)
 		}
 	}
 	keys := d.keys
-	slices.SortFunc(d.order[:len(c.members)], func(a, b uint16) int {
+	slices.SortFunc(d.order[:len(c.ends)], func(a, b uint16) int {
 		return cmp.Or(cmp.Compare(keys[a], keys[b]), cmp.Compare(a, b))
 	})
 }
 
 // glue appends the additional records of the answers given, as many as fit.
-func (d *desk) glue(buf []byte, end int, counts *[3]uint16) int {
+func (c *choice) glue(buf []byte, end int, d *desk, counts *[3]uint16) int {
 	for _, rec := range d.given {
-		for _, wire := range rec.glue {
-			if end+2+len(wire) > len(buf) {
+		wires := c.wires[rec.glue:]
+		for range rec.glues {
+			size := rdataAt + int(binary.BigEndian.Uint16(wires[rdataAt-2:]))
+			if end+ownerSize+size > len(buf) {
 				return end
 			}
 			binary.BigEndian.PutUint16(buf[end:], 0xC000|d.at[rec.target])
-			end += 2 + copy(buf[end+2:], wire)
+			end += ownerSize + copy(buf[end+ownerSize:], wires[:size])
+			wires = wires[size:]
 			counts[2]++
 		}
 	}

@@ -121,54 +121,71 @@ func (a *answering) choices(name string, live []*state.Member, q *plainQuery) *c
 	if len(live) > maxChoice {
 		return nil
 	}
-	targets := map[string]uint16{}
+	made := making{choice: c, targets: map[string]uint16{}}
 	for _, m := range live {
 		one := *a
 		one.snap.read = nil // all of it was read for all of them together
-		one.m, one.spare, one.owner = &miekg.Msg{}, nil, a.owner
+		one.m, one.spare = &miekg.Msg{}, nil
 		one.instances(name, []*state.Member{m})
-		records, ok := recordsOf(one.m, q, targets)
-		if !ok {
+		if !made.add(one.m, q) {
 			return nil
 		}
-		c.members = append(c.members, member{weight(m), records})
+		c.weights = append(c.weights, weight(m))
 		c.weighted = c.weighted || a.random != nil && weight(m) != weight(live[0])
 	}
-	c.targets = len(targets)
+	made.finish()
 	return c
 }
 
-// recordsOf are the records of one instance. Equal targets and addresses have
-// equal numbers.
-func recordsOf(m *miekg.Msg, q *plainQuery, targets map[string]uint16) ([]record, bool) {
-	records := make([]record, 0, len(m.Answer))
+// making is a choice on its way.
+type making struct {
+	*choice
+	targets map[string]uint16 // the numbers of targets and addresses
+	glue    []byte
+}
+
+// add adds the records of one instance, and reports whether it can.
+func (c *making) add(m *miekg.Msg, q *plainQuery) bool {
 	for _, rr := range m.Answer {
 		wire, ok := packed(rr, q.len)
 		if !ok || rr.Header().Rrtype != q.qtype {
-			return nil, false // an alias, which only one may be
+			return false // an alias, which only one may be
 		}
-		rec := record{wire: append([]byte{0xC0, headerSize}, wire...)}
-		target := string(rec.wire[12:]) // an address
+		rec := record{at: uint32(len(c.wires)), end: uint32(len(c.wires) + len(wire)), glue: uint32(len(c.glue))}
+		c.wires = append(c.wires, wire...)
+		target := string(wire[rdataAt:]) // an address
 		if srv, is := rr.(*miekg.SRV); is {
-			target = string(rec.wire[srvTarget:])
+			target = string(wire[targetAt:])
 			for _, extra := range m.Extra {
 				if extra.Header().Name != srv.Target {
 					continue
 				}
 				wire, ok := packed(extra, len(target))
 				if !ok {
-					return nil, false
+					return false
 				}
-				rec.glue = append(rec.glue, wire)
+				c.glue = append(c.glue, wire...)
+				rec.glues++
 			}
 		}
-		if _, known := targets[target]; !known {
-			targets[target] = uint16(len(targets))
+		if _, known := c.targets[target]; !known {
+			c.targets[target] = uint16(len(c.targets))
 		}
-		rec.target = targets[target]
-		records = append(records, rec)
+		rec.target = c.targets[target]
+		c.records = append(c.records, rec)
 	}
-	return records, true
+	c.ends = append(c.ends, uint16(len(c.records)))
+	return true
+}
+
+// finish puts the glue behind the records.
+func (c *making) finish() {
+	for i := range c.records {
+		c.records[i].glue += uint32(len(c.wires))
+	}
+	c.wires = append(slices.Clip(c.wires), c.glue...)
+	c.choice.wires, c.choice.records, c.choice.ends = slices.Clip(c.wires), slices.Clip(c.records), slices.Clip(c.ends)
+	c.choice.targets = len(c.targets)
 }
 
 // packed is a record on the wire without its owner, which is so many bytes long.
