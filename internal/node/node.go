@@ -205,6 +205,7 @@ func (a *Agent) units() []task.Unit {
 		{Name: "reaper", Run: a.registry.Reap},
 		{Name: "authority", Run: a.registry.CA().Keep},
 		{Name: "hangups", Run: a.hangups},
+		{Name: "memory", Run: a.giveBack},
 	}
 	dns, http := task.Unit{Name: "dns", Run: a.dns.Run}, task.Unit{Name: "http", Run: a.serve}
 	if a.plane == nil {
