@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -46,10 +47,15 @@ func TestRegisteredIsKeptAndDrained(t *testing.T) {
 		a, c := newFakeAgent(t)
 		var lost bool
 		a.registrar(&lost)
-		var sick error
+		var sick atomic.Bool
 		r, err := c.Register(t.Context(), api.Registration{
 			Name: "web", Port: 80,
-			Check: api.HealthCheck{Probe: func(context.Context) error { return sick }},
+			Check: api.HealthCheck{Probe: func(context.Context) error {
+				if sick.Load() {
+					return errors.New("no database")
+				}
+				return nil
+			}},
 		})
 		if err != nil || r.ID() != "web-80" {
 			t.Fatal(r, err)
@@ -63,7 +69,7 @@ func TestRegisteredIsKeptAndDrained(t *testing.T) {
 			t.Errorf("a minute's heartbeats: %d, the first %q", len(calls), calls[0])
 		}
 
-		sick = errors.New("no database")
+		sick.Store(true)
 		time.Sleep(api.DefaultTTL / 3)
 		if calls = a.seen(); !strings.Contains(calls[0], `{"Output":"no database","Status":"critical"}`) {
 			t.Errorf("heartbeat of one that is not well: %q", calls)

@@ -28,9 +28,6 @@ func TestResolverFollowsTheHealthy(t *testing.T) {
 		r := api.NewResolver(c)
 		defer r.Close()
 		web := r.Service("web")
-		if s := web.Snapshot(); s.Known || len(s.Instances) != 0 {
-			t.Errorf("before the first answer: %+v", s)
-		}
 		s, err := web.Wait(t.Context())
 		if err != nil || !s.Known || ids(s) != "a@192.0.2.7:81*4 b@192.0.2.1:80*2" {
 			t.Errorf("first answer: %s, %v", ids(s), err)
@@ -120,7 +117,10 @@ func TestWaitSaysWhy(t *testing.T) {
 		defer r.Close()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err := r.Select(api.Selection{Service: "web", Tag: "v1"}).Wait(ctx)
+		s, err := r.Select(api.Selection{Service: "web", Tag: "v1"}).Wait(ctx)
+		if s.Known || len(s.Instances) != 0 || s.Err == nil {
+			t.Errorf("before the first answer: %+v", s)
+		}
 		if !errors.Is(err, api.ErrNoInstance) || !strings.Contains(err.Error(), "v1.web") || !strings.Contains(err.Error(), "connection refused") {
 			t.Errorf("Wait = %v", err)
 		}
