@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -185,7 +186,13 @@ func (c *committer) attempt(ctx context.Context, gen *generation, mine []byte, b
 	then[0] = clientv3.OpPut(c.key, string(mine))
 	prefix := gen.prefix()
 	for _, o := range batch {
-		then = append(then, clientv3.OpTxn(compares(prefix, &o.txn), writes(prefix, &o.txn), nil))
+		if o.txn.blind() {
+			// Nothing can refuse it, so it needs no transaction of its own, which
+			// costs etcd as much again as the write in it.
+			then = appendWrites(then, prefix, &o.txn)
+		} else {
+			then = append(then, clientv3.OpTxn(compares(prefix, &o.txn), appendWrites(nil, prefix, &o.txn), nil))
+		}
 	}
 	els := []clientv3.Op{clientv3.OpGet(c.key), clientv3.OpGet(pointerKey)}
 	return c.propose(ctx, ifs, then, els)
@@ -195,8 +202,15 @@ func (c *committer) attempt(ctx context.Context, gen *generation, mine []byte, b
 func (c *committer) answer(batch []*op, resp *clientv3.TxnResponse) {
 	at := model.Index(resp.Header.Revision)
 	c.settled.Store(resp.Header.Revision)
-	for i, o := range batch {
-		ok := resp.Responses[1+i].GetResponseTxn().Succeeded
+	next := 1 // behind the marker's
+	for _, o := range batch {
+		if o.txn.blind() {
+			next += o.txn.ops()
+			o.finish(true, at)
+			continue
+		}
+		ok := resp.Responses[next].GetResponseTxn().Succeeded
+		next++
 		if !ok {
 			c.stats.refusals.Add(1)
 		}
@@ -319,8 +333,8 @@ func compares(prefix string, t *Txn) []clientv3.Cmp {
 	return cmps
 }
 
-func writes(prefix string, t *Txn) []clientv3.Op {
-	ops := make([]clientv3.Op, 0, len(t.Puts)+len(t.Deletes)+len(t.DeletePrefixes))
+func appendWrites(ops []clientv3.Op, prefix string, t *Txn) []clientv3.Op {
+	ops = slices.Grow(ops, len(t.Puts)+len(t.Deletes)+len(t.DeletePrefixes))
 	for _, k := range t.Deletes {
 		ops = append(ops, clientv3.OpDelete(prefix+k))
 	}

@@ -60,7 +60,7 @@ func startServer(ctx context.Context, dir, name string, fsync bool, log *slog.Lo
 	cfg.QuotaBackendBytes = quotaBytes
 	// A batch's outer operations and those of any one transaction in it count
 	// together, and the outer ones include the marker.
-	cfg.MaxTxnOps = maxBatchTxns + MaxTxnOps + 8
+	cfg.MaxTxnOps = maxBatchOps + MaxTxnOps + 8
 	// Framing grows a batch beyond the bytes of its keys and values.
 	cfg.MaxRequestBytes = 4 * MaxTxnBytes
 	cfg.EnableGRPCGateway = false

@@ -91,6 +91,9 @@ func (t *Txn) writes() bool {
 	return len(t.Puts)+len(t.Deletes)+len(t.DeletePrefixes) > 0
 }
 
+// blind reports whether nothing can refuse t.
+func (t *Txn) blind() bool { return len(t.Compares) == 0 }
+
 // size is the number of bytes that t takes up in a batch, about.
 func (t *Txn) size() int {
 	const perItem = 16 // framing of one compare or write
