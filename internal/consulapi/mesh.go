@@ -1,8 +1,6 @@
 package consulapi
 
 import (
-	"cmp"
-	"slices"
 
 	"github.com/fairlead-net/fairlead/internal/acl"
 	"github.com/fairlead-net/fairlead/internal/model"
@@ -46,24 +44,11 @@ func (h *handler) healthConnect(c *call) (answer, error) {
 // not read the service finds nobody.
 func meshMembers(c *call, s *state.Snapshot) ([]*state.Member, state.Mark, error) {
 	name := model.ServiceName(c.rest)
-	// A proxy is a service of any name, so any service's change may concern this.
-	services, mark := s.Services()
+	members, mark := s.Connected(name)
 	ok, err := maySee(c, name, seeServiceName)
 	if err != nil || !ok {
 		return nil, mark, err
 	}
-	var members []*state.Member
-	for _, svc := range services {
-		for _, m := range svc.Members {
-			i := m.Instance
-			if i.Kind == model.KindConnectProxy && i.Proxy.Service == name || i.Native && i.Service == name {
-				members = append(members, m)
-			}
-		}
-	}
-	slices.SortFunc(members, func(a, b *state.Member) int {
-		return cmp.Or(cmp.Compare(a.Instance.Node, b.Instance.Node), cmp.Compare(a.Instance.ID, b.Instance.ID))
-	})
 	return members, mark, nil
 }
 

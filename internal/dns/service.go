@@ -38,7 +38,7 @@ func (a *answering) service(name, tag string) outcome {
 func (a *answering) connect(name, tag string) outcome {
 	svc := a.findService(name)
 	a.ttl = a.ttlOf(svc.Name)
-	return a.choose(name, tag, prepared.Connected(a.snap.all(), svc.Name), func(m *state.Member) bool {
+	return a.choose(name, tag, a.snap.Connected(svc.Name), func(m *state.Member) bool {
 		return prepared.Visible(a.may, m)
 	})
 }

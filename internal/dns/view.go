@@ -31,7 +31,8 @@ type reads struct {
 type readTable byte
 
 const (
-	readService readTable = iota // by name, as are the next two
+	readService readTable = iota // by name, as are the next three
+	readConnected
 	readNode
 	readNetwork
 	readTags // whole tables
@@ -74,6 +75,12 @@ func (v view) Service(name model.ServiceName) *state.Service {
 	svc, mark := v.snap.Service(name)
 	v.note(readService, string(name), mark)
 	return svc
+}
+
+func (v view) Connected(name model.ServiceName) []*state.Member {
+	members, mark := v.snap.Connected(name)
+	v.note(readConnected, string(name), mark)
+	return members
 }
 
 func (v view) ServiceTags() (map[model.ServiceName][]string, state.Mark) {
@@ -145,6 +152,8 @@ func (r *readRecord) now(snap *state.Snapshot) model.Index {
 	switch r.table {
 	case readService:
 		_, mark = snap.Service(model.ServiceName(r.name))
+	case readConnected:
+		_, mark = snap.Connected(model.ServiceName(r.name))
 	case readNode:
 		_, mark = snap.Node(model.NodeName(r.name))
 	case readNetwork:

@@ -12,26 +12,11 @@ import (
 // mutual TLS.
 func candidates(snap *state.Snapshot, name model.ServiceName, connect bool) []*state.Member {
 	if connect {
-		return Connected(snap, name)
+		members, _ := snap.Connected(name)
+		return members
 	}
 	svc, _ := snap.Service(name)
 	return svc.Members
-}
-
-// Connected are the instances at which a service is to be had with mutual TLS:
-// its proxies, and its own instances that speak it themselves.
-func Connected(snap *state.Snapshot, name model.ServiceName) []*state.Member {
-	var list []*state.Member
-	all, _ := snap.Services()
-	for _, svc := range all {
-		for _, m := range svc.Members {
-			i := m.Instance
-			if i.Kind == model.KindConnectProxy && i.Proxy.Service == name || i.Native && i.Service == name {
-				list = append(list, m)
-			}
-		}
-	}
-	return list
 }
 
 // wanted reports whether an instance is one that a query asks for.

@@ -23,6 +23,7 @@ type edit struct {
 	servers   serversEdit
 	services  *tableEdit[*Service]
 	tags      *tableEdit[[]string]
+	connected *tableEdit[*Member]
 
 	checksOf   lookupEdit[*model.Check]
 	vipsByAddr lookupEdit[*model.VIP]
@@ -49,6 +50,7 @@ func newEdit(old *Snapshot, rev model.Index) *edit {
 		servers:   old.servers.edit(rev),
 		services:  old.services.edit(rev),
 		tags:      old.tags.edit(rev),
+		connected: old.connected.edit(rev),
 
 		checksOf:   lookupEdit[*model.Check]{old: old.checksOf},
 		vipsByAddr: lookupEdit[*model.VIP]{old: old.vipsByAddr},
@@ -225,6 +227,7 @@ func (e *edit) commit() (*Snapshot, []func()) {
 	finish(&next.members, e.members, &wake)
 	finish(&next.leases, e.leases, &wake)
 	finish(&next.kv, e.kv, &wake)
+	finish(&next.connected, e.connected, &wake)
 	e.servers.commit(&next.servers, &wake)
 	if finish(&next.services, e.services, &wake) {
 		next.serviceList = listServices(next.services)

@@ -175,11 +175,9 @@ func (e *edit) rebuildService(name model.ServiceName, keys map[memberKey]bool, n
 	if existed {
 		before = old.Members
 	}
-	svc := &Service{
-		Name:    name,
-		Members: mergeMembers(before, keys, e.newMembers(name, keys, nodes)),
-		Index:   e.rev,
-	}
+	fresh := e.newMembers(name, keys, nodes)
+	e.reconnect(before, keys, fresh)
+	svc := &Service{Name: name, Members: mergeMembers(before, keys, fresh), Index: e.rev}
 	svc.VIP, _ = e.vips.get(key(name))
 	switch {
 	case len(svc.Members) > 0 || svc.VIP != nil:

@@ -32,6 +32,8 @@ type Snapshot struct {
 	// What is derived from them: kept as tables because it has marks of its own.
 	services *table[*Service] // name; those with an instance or a VIP
 	tags     *table[[]string] // name; those with an instance
+	// connected are the ways to a service with mutual TLS: service, node, id.
+	connected *table[*Member]
 
 	// Secondary indexes.
 	checksOf   *lookup[*model.Check]    // node, service id (empty: the node's), id
@@ -63,6 +65,7 @@ func emptySnapshot(rev model.Index) *Snapshot {
 		servers:   emptyServers(rev),
 		services:  newTable[*Service](rev),
 		tags:      newTable[[]string](rev),
+		connected: newTable[*Member](rev),
 
 		checksOf:   iradix.New[*model.Check](),
 		vipsByAddr: iradix.New[*model.VIP](),
@@ -79,7 +82,7 @@ func (s *Snapshot) wakers() []func() {
 	return append([]func(){
 		s.nodes.wakeAll, s.instances.wakeAll, s.checks.wakeAll, s.vips.wakeAll,
 		s.networks.wakeAll, s.endpoints.wakeAll, s.members.wakeAll,
-		s.leases.wakeAll, s.kv.wakeAll, s.services.wakeAll, s.tags.wakeAll,
+		s.leases.wakeAll, s.kv.wakeAll, s.services.wakeAll, s.tags.wakeAll, s.connected.wakeAll,
 	}, s.servers.wakers()...)
 }
 
