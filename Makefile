@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build setup clients test race check lint generate demo bench bench-registry clean help
+.PHONY: build setup clients test race kill-rounds check lint generate demo bench bench-registry clean help
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOLANGCI_LINT_VERSION := v2.15.0
@@ -41,6 +41,11 @@ test: clients ## run all tests
 
 race: clients ## run all tests with the race detector (needs a C compiler)
 	CGO_ENABLED=1 go test -race -timeout=20m $(PACKAGES)
+
+ROUNDS ?= 50
+
+kill-rounds: ## kill an agent ROUNDS times in the middle of writes; all that it acknowledged must be there
+	FAIRLEAD_KILL_ROUNDS=$(ROUNDS) go test -count=1 -timeout=30m -v -run='^TestKilledAgent' ./internal/compat
 
 check: setup lint ## everything that must hold before a commit: form, linters, generated code, tests
 	scripts/check-generated.sh

@@ -344,8 +344,8 @@ func TestNoMachinePaths(t *testing.T) {
 }
 
 var (
-	makeCall   = regexp.MustCompile("(?m)(?:^|`|&& )make ([a-z]+)")
-	makeTarget = regexp.MustCompile(`(?m)^([a-z]+):`)
+	makeCall   = regexp.MustCompile("(?m)(?:^|`|&& )make ([a-z-]+)")
+	makeTarget = regexp.MustCompile(`(?m)^([a-z-]+):`)
 	required   = regexp.MustCompile(`(?m)^\t(\S+) v\S+`)
 )
 
