@@ -76,21 +76,33 @@ func (r *Registry) Check(inst model.Instance, checks []model.Check) error {
 // instance's earlier checks that are not named again are removed. A service's
 // first instance gets it its VIP. The owner of instance and checks is the node's
 // agent unless the instance names another; what has another owner already is not
-// overwritten (ErrOwner). The node must be registered (ErrUnknownNode).
+// overwritten (ErrOwner), but that the agent takes over what is external. The node
+// must be registered (ErrUnknownNode).
 func (r *Registry) Register(ctx context.Context, inst model.Instance, checks []model.Check) (model.Index, error) {
-	what := fmt.Sprintf("register service %q as %q on node %q", inst.Service, inst.ID, inst.Node)
+	s := r.registering(inst, checks)
+	if s.err != nil {
+		return 0, s.err
+	}
+	return r.write(ctx, s.what, s.plan)
+}
+
+// registering is the write that Register does.
+func (r *Registry) registering(inst model.Instance, checks []model.Check) *single {
+	s := &single{what: fmt.Sprintf("register service %q as %q on node %q", inst.Service, inst.ID, inst.Node)}
 	inst = inst.Clone()
 	if err := validateInstance(&inst); err != nil {
-		return 0, fmt.Errorf("%s: %w", what, err)
+		s.fail(err)
+		return s
 	}
 	if inst.Owner == "" {
 		inst.Owner = model.NodeOwner(inst.Node)
 	}
 	checks, err := instanceChecks(&inst, checks)
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", what, err)
+		s.fail(err)
+		return s
 	}
-	return r.write(ctx, what, func(snap *state.Snapshot, p *plan) {
+	s.plan = func(snap *state.Snapshot, p *plan) {
 		node, _ := snap.Node(inst.Node)
 		p.read(store.NodeKey(inst.Node), node)
 		if node == nil {
@@ -98,7 +110,7 @@ func (r *Registry) Register(ctx context.Context, inst model.Instance, checks []m
 			return
 		}
 		cur, _ := snap.Instance(inst.Node, inst.ID)
-		if cur != nil && cur.Owner != inst.Owner {
+		if cur != nil && !mayTake(cur.Owner, inst.Owner, inst.Node) {
 			p.read(store.InstanceKey(inst.Node, inst.ID), cur)
 			p.refuse(notOwned(fmt.Sprintf("instance %q", inst.ID), cur.Owner, inst.Owner))
 			return
@@ -106,7 +118,14 @@ func (r *Registry) Register(ctx context.Context, inst model.Instance, checks []m
 		p.replace(store.InstanceKey(inst.Node, inst.ID), cur, &inst)
 		planChecks(snap, p, &inst, checks)
 		r.planVIP(snap, p, inst.Service)
-	})
+	}
+	return s
+}
+
+// mayTake reports whether an owner may overwrite what another has on a node: its
+// agent what is external, since what a node runs is known to its agent only.
+func mayTake(has, wants model.Owner, n model.NodeName) bool {
+	return has == wants || has == model.OwnerExternal && wants == model.NodeOwner(n)
 }
 
 // planChecks makes checks the checks of an instance.
@@ -119,13 +138,13 @@ func planChecks(snap *state.Snapshot, p *plan, inst *model.Instance, checks []mo
 		// instances to another.
 		cur, _ := snap.Check(c.Node, c.ID)
 		p.replace(store.CheckKey(c.Node, c.ID), cur, c)
-		if cur != nil && cur.Owner != c.Owner {
+		if cur != nil && !mayTake(cur.Owner, c.Owner, c.Node) {
 			p.refuse(notOwned(fmt.Sprintf("check %q", c.ID), cur.Owner, c.Owner))
 			return
 		}
 	}
 	for _, c := range snap.InstanceChecks(inst.Node, inst.ID) {
-		if !named[c.ID] && c.Owner == inst.Owner {
+		if !named[c.ID] && mayTake(c.Owner, inst.Owner, inst.Node) {
 			p.remove(store.CheckKey(c.Node, c.ID), c)
 		}
 	}
@@ -194,14 +213,25 @@ func (r *Registry) Deregister(ctx context.Context, n model.NodeName, id model.Se
 
 // PutCheck puts a check into the catalogue or changes it. Its node must be
 // registered (ErrUnknownNode), and its instance if it names one
-// (ErrUnknownService), from which it takes service name, tags and owner.
+// (ErrUnknownService), from which it takes service name, tags and owner. Whose it
+// is already is as for Register.
 func (r *Registry) PutCheck(ctx context.Context, c model.Check) (model.Index, error) {
-	what := fmt.Sprintf("put check %q of node %q", c.ID, c.Node)
+	s := r.puttingCheck(c)
+	if s.err != nil {
+		return 0, s.err
+	}
+	return r.write(ctx, s.what, s.plan)
+}
+
+// puttingCheck is the write that PutCheck does.
+func (r *Registry) puttingCheck(c model.Check) *single {
+	s := &single{what: fmt.Sprintf("put check %q of node %q", c.ID, c.Node)}
 	completeCheck(&c, nil)
 	if err := validateCheck(&c); err != nil {
-		return 0, fmt.Errorf("%s: %w", what, err)
+		s.fail(err)
+		return s
 	}
-	return r.write(ctx, what, func(snap *state.Snapshot, p *plan) {
+	s.plan = func(snap *state.Snapshot, p *plan) {
 		c := c // each round completes it from its own snapshot
 		node, _ := snap.Node(c.Node)
 		p.read(store.NodeKey(c.Node), node)
@@ -225,10 +255,11 @@ func (r *Registry) PutCheck(ctx context.Context, c model.Check) (model.Index, er
 		}
 		cur, _ := snap.Check(c.Node, c.ID)
 		p.replace(store.CheckKey(c.Node, c.ID), cur, &c)
-		if cur != nil && cur.Owner != c.Owner {
+		if cur != nil && !mayTake(cur.Owner, c.Owner, c.Node) {
 			p.refuse(notOwned(fmt.Sprintf("check %q", c.ID), cur.Owner, c.Owner))
 		}
-	})
+	}
+	return s
 }
 
 // DeleteCheck removes a check. Removing what is not there changes nothing.

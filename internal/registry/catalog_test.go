@@ -231,7 +231,7 @@ func TestConflictsArePlannedAnew(t *testing.T) {
 	t.Run("a refusal from a snapshot that lags behind", func(t *testing.T) {
 		e := setup(t)
 		i := web("n1", "w1")
-		i.Owner = model.OwnerExternal
+		i.Owner = model.OwnerOperator
 		e.must(e.Register(t.Context(), i, nil))
 		behind := e.hold()
 		done := make(chan error, 1)
