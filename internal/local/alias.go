@@ -19,7 +19,7 @@ func (t targets) Target(alias model.CheckSpec) (status model.Status, output stri
 	if alias.AliasNode == "" || strings.EqualFold(string(alias.AliasNode), string(a.me)) {
 		checks, found, news := a.aliased(alias)
 		status, output = worst(alias, a.me, checks, found)
-		return status, output, [2]<-chan struct{}{news}
+		return status, output, news
 	}
 	snap := a.st.Snapshot()
 	select {
@@ -40,14 +40,18 @@ func (t targets) Target(alias model.CheckSpec) (status model.Status, output stri
 
 // aliased returns the local checks that an alias stands for, itself excepted,
 // whether its service is there, and what is closed when that may change.
-func (a *Agent) aliased(alias model.CheckSpec) (checks []*model.Check, found bool, news <-chan struct{}) {
+func (a *Agent) aliased(alias model.CheckSpec) (checks []*model.Check, found bool, news [2]<-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	found = alias.AliasService == "" || a.entries[alias.AliasService] != nil
-	for id, e := range a.entries {
-		if id != nodeEntry && id != alias.AliasService {
+	found = alias.AliasService == nodeEntry
+	ids := []model.ServiceID{nodeEntry, alias.AliasService}
+	for n, id := range slices.Compact(ids) {
+		news[n] = a.follow(id)
+		e := a.entries[id]
+		if e == nil {
 			continue
 		}
+		found = found || id == alias.AliasService
 		for _, spec := range e.reg.Checks {
 			if spec.ID != alias.ID { // or it could never recover
 				c := a.record(e, a.checks[spec.ID])
@@ -56,7 +60,7 @@ func (a *Agent) aliased(alias model.CheckSpec) (checks []*model.Check, found boo
 		}
 	}
 	slices.SortFunc(checks, func(x, y *model.Check) int { return cmp.Compare(x.ID, y.ID) })
-	return checks, found, a.news
+	return checks, found, news
 }
 
 // worst is Consul's rule: the worst of the service's checks and those of its

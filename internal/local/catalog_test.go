@@ -105,30 +105,42 @@ func (c *catalog) Check(i model.Instance, _ []model.Check) error {
 	return nil
 }
 
-func (c *catalog) Register(_ context.Context, i model.Instance, checks []model.Check) (model.Index, error) {
+func (c *catalog) RegisterMany(_ context.Context, instances []model.Instance, checks [][]model.Check) []error {
+	errs := make([]error, len(instances))
+	for n, i := range instances {
+		errs[n] = c.register(i, checks[n])
+	}
+	return errs
+}
+
+// mayTake is the registry's rule.
+func mayTake(has, wants model.Owner) bool { return has == wants || has == model.OwnerExternal }
+
+func (c *catalog) register(i model.Instance, checks []model.Check) error {
 	call := fmt.Sprintf("register %s", i.ID)
 	for _, ch := range checks {
 		call += fmt.Sprintf(" %s=%s", ch.ID, ch.Status)
 	}
-	return c.write(call, func(s *state.Snapshot) ([]state.Change, error) {
-		if old, _ := s.Instance(i.Node, i.ID); old != nil && old.Owner != i.Owner {
+	_, err := c.write(call, func(s *state.Snapshot) ([]state.Change, error) {
+		if old, _ := s.Instance(i.Node, i.ID); old != nil && !mayTake(old.Owner, i.Owner) {
 			return nil, refusing("instance belongs to " + string(old.Owner))
 		}
 		list := []state.Change{{Instance: &i}}
 		shown, _ := s.NodeChecks(i.Node)
 		for _, old := range shown {
-			if old.ServiceID == i.ID && old.Owner == i.Owner {
+			if old.ServiceID == i.ID && mayTake(old.Owner, i.Owner) {
 				list = append(list, state.Change{Delete: true, Check: old})
 			}
 		}
 		for _, ch := range checks {
-			if at := slices.IndexFunc(shown, func(o *model.Check) bool { return o.ID == ch.ID }); at >= 0 && shown[at].Owner != ch.Owner {
+			if at := slices.IndexFunc(shown, func(o *model.Check) bool { return o.ID == ch.ID }); at >= 0 && !mayTake(shown[at].Owner, ch.Owner) {
 				return nil, refusing("check belongs to " + string(shown[at].Owner))
 			}
 			list = append(list, state.Change{Check: &ch})
 		}
 		return list, nil
 	})
+	return err
 }
 
 func (c *catalog) Deregister(_ context.Context, n model.NodeName, id model.ServiceID) (model.Index, error) {
@@ -144,10 +156,14 @@ func (c *catalog) Deregister(_ context.Context, n model.NodeName, id model.Servi
 	})
 }
 
-func (c *catalog) PutCheck(_ context.Context, ch model.Check) (model.Index, error) {
-	return c.write(fmt.Sprintf("check %s=%s", ch.ID, ch.Status), func(*state.Snapshot) ([]state.Change, error) {
-		return []state.Change{{Check: &ch}}, nil
-	})
+func (c *catalog) PutChecks(_ context.Context, checks []model.Check) []error {
+	errs := make([]error, len(checks))
+	for n, ch := range checks {
+		_, errs[n] = c.write(fmt.Sprintf("check %s=%s", ch.ID, ch.Status), func(*state.Snapshot) ([]state.Change, error) {
+			return []state.Change{{Check: &ch}}, nil
+		})
+	}
+	return errs
 }
 
 func (c *catalog) DeleteCheck(_ context.Context, n model.NodeName, id model.CheckID) (model.Index, error) {

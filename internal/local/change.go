@@ -123,55 +123,21 @@ func (a *Agent) wake() {
 
 // apply makes a batch of changes: file first, then memory, then the runner. The
 // journal's lock is held, so that nobody else changes the set of registrations.
+// What it costs depends on the batch alone.
 func (a *Agent) apply(batch []*change) {
-	regs := a.registrations()
-	owners := map[model.CheckID]model.ServiceID{}
-	for id, r := range regs {
-		claim(owners, id, r.Checks)
-	}
+	d := a.draft(batch)
 	for _, c := range batch {
-		if c.file && regs[c.id] != nil {
-			// What files say moves from one service to another in any order.
-			release(owners, c.id, slices.DeleteFunc(slices.Clone(regs[c.id].Checks), func(s model.CheckSpec) bool { return !s.Declared }))
-		}
+		c.err = d.make(c)
 	}
-	touched := map[model.ServiceID]touch{}
-	changed := false
-	for _, c := range batch {
-		old := regs[c.id]
-		next, err := c.edit(old)
-		if err == nil && next != nil && c.id == nodeEntry && len(next.Checks) == 0 {
-			next = nil
-		}
-		if err == nil && next != nil {
-			err = free(owners, c.id, next.Checks)
-		}
-		if c.err = err; err != nil || old == next {
-			continue
-		}
-		touched[c.id] = c.touch
-		changed = changed || old == nil || next == nil || !same(*old, *next)
-		if old != nil {
-			release(owners, c.id, old.Checks)
-		}
-		if next == nil {
-			delete(regs, c.id)
-			continue
-		}
-		claim(owners, c.id, next.Checks)
-		regs[c.id] = next
-	}
-	if changed {
-		if err := a.journal.save(lasting(regs)); err != nil {
-			for _, c := range batch {
-				if c.err == nil {
-					c.err = err
-				}
+	if err := d.save(a.journal.file); err != nil {
+		for _, c := range batch {
+			if c.err == nil {
+				c.err = err
 			}
-			return
 		}
+		return
 	}
-	starts, stops := a.swap(regs, touched)
+	starts, stops := a.swap(d.regs, d.touched)
 	for _, id := range stops {
 		a.runner.Remove(id)
 	}
@@ -180,37 +146,122 @@ func (a *Agent) apply(batch []*change) {
 	}
 }
 
-// registrations returns the present registrations by id.
-func (a *Agent) registrations() map[model.ServiceID]*model.Registration {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	regs := make(map[model.ServiceID]*model.Registration, len(a.entries))
-	for id, e := range a.entries {
-		r := e.reg
-		regs[id] = &r
-	}
-	return regs
+// draft is the set of registrations as a batch of changes leaves it: what differs
+// from the agent's, which stays as it is meanwhile.
+type draft struct {
+	a       *Agent
+	regs    map[model.ServiceID]*model.Registration // that were looked at; nil: none
+	owners  map[model.CheckID]*model.ServiceID      // that differ; nil: none
+	touched map[model.ServiceID]touch
+	idle    map[model.ServiceID]bool // neither there before nor now
 }
 
-func claim(owners map[model.CheckID]model.ServiceID, id model.ServiceID, checks []model.CheckSpec) {
+func (a *Agent) draft(batch []*change) *draft {
+	d := &draft{
+		a: a, regs: make(map[model.ServiceID]*model.Registration, len(batch)), owners: map[model.CheckID]*model.ServiceID{},
+		touched: make(map[model.ServiceID]touch, len(batch)), idle: map[model.ServiceID]bool{},
+	}
+	for _, c := range batch {
+		if old := d.reg(c.id); c.file && old != nil {
+			// What files say moves from one service to another in any order.
+			d.release(c.id, slices.DeleteFunc(slices.Clone(old.Checks), func(s model.CheckSpec) bool { return !s.Declared }))
+		}
+	}
+	return d
+}
+
+// reg returns a registration, nil if there is none. The journal's lock, which is
+// held, is enough to read the set.
+func (d *draft) reg(id model.ServiceID) *model.Registration {
+	r, seen := d.regs[id]
+	if e := d.a.entries[id]; !seen && e != nil {
+		copied := e.reg
+		r = &copied
+	}
+	d.regs[id] = r
+	return r
+}
+
+// make makes one change, unless it cannot be.
+func (d *draft) make(c *change) error {
+	old := d.reg(c.id)
+	next, err := c.edit(old)
+	if err != nil {
+		return err
+	}
+	if next != nil && c.id == nodeEntry && len(next.Checks) == 0 {
+		next = nil
+	}
+	if next == old {
+		d.idle[c.id] = next == nil
+		return nil
+	}
+	if next != nil {
+		if err := d.free(c.id, next.Checks); err != nil {
+			return err
+		}
+	}
+	if old != nil {
+		d.release(c.id, old.Checks)
+	}
+	if next != nil {
+		d.claim(c.id, next.Checks)
+	}
+	d.touched[c.id], d.regs[c.id] = c.touch, next
+	return nil
+}
+
+// save makes the draft durable.
+func (d *draft) save(f *file) error {
+	next := make(map[model.ServiceID][]byte, len(d.touched))
+	for id, idle := range d.idle {
+		if idle { // but the file may have checks for it: of a service that files do not declare any more
+			next[id] = nil
+		}
+	}
+	for id := range d.touched {
+		b, err := lasting(id, d.regs[id])
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrFile, err)
+		}
+		next[id] = b
+	}
+	return f.save(next)
+}
+
+// owner says which service a check's id belongs to, or that it does to none.
+func (d *draft) owner(id model.CheckID) (model.ServiceID, bool) {
+	if by, differs := d.owners[id]; differs {
+		if by == nil {
+			return "", false
+		}
+		return *by, true
+	}
+	if c := d.a.checks[id]; c != nil {
+		return c.spec.ServiceID, true
+	}
+	return "", false
+}
+
+func (d *draft) claim(id model.ServiceID, checks []model.CheckSpec) {
 	for _, c := range checks {
-		owners[c.ID] = id
+		d.owners[c.ID] = &id
 	}
 }
 
-func release(owners map[model.CheckID]model.ServiceID, id model.ServiceID, checks []model.CheckSpec) {
+func (d *draft) release(id model.ServiceID, checks []model.CheckSpec) {
 	for _, c := range checks {
-		if owners[c.ID] == id {
-			delete(owners, c.ID)
+		if by, taken := d.owner(c.ID); taken && by == id {
+			d.owners[c.ID] = nil
 		}
 	}
 }
 
 // free fails if one of the checks' ids belongs to another service: the two would
 // overwrite each other's state.
-func free(owners map[model.CheckID]model.ServiceID, id model.ServiceID, checks []model.CheckSpec) error {
+func (d *draft) free(id model.ServiceID, checks []model.CheckSpec) error {
 	for _, c := range checks {
-		by, taken := owners[c.ID]
+		by, taken := d.owner(c.ID)
 		switch {
 		case !taken || by == id:
 		case by == nodeEntry:
@@ -271,7 +322,10 @@ func (a *Agent) swap(regs map[model.ServiceID]*model.Registration, touched map[m
 			stops = append(stops, id)
 		}
 	}
-	a.tell()
+	for id := range touched {
+		a.tell(id)
+		a.dirty[id] = true
+	}
 	return starts, stops
 }
 
@@ -279,6 +333,7 @@ func (a *Agent) swap(regs map[model.ServiceID]*model.Registration, touched map[m
 func (a *Agent) uninstall(e *entry, next *model.Registration) {
 	if next == nil {
 		delete(a.entries, e.reg.Instance.ID)
+		e.stir()
 	}
 	for _, spec := range e.reg.Checks {
 		if next == nil || !slices.ContainsFunc(next.Checks, func(s model.CheckSpec) bool { return s.ID == spec.ID }) {
@@ -293,6 +348,9 @@ func (a *Agent) install(r model.Registration, now time.Time, how touch) *entry {
 	id := r.Instance.ID
 	e := a.entries[id]
 	if e == nil || !same(e.reg, r) {
+		if e != nil {
+			e.stir()
+		}
 		a.clock++
 		e = &entry{version: a.clock, confirmed: how.adopted, shown: how.adopted}
 		a.entries[id] = e
@@ -312,7 +370,7 @@ func (a *Agent) install(r model.Registration, now time.Time, how touch) *entry {
 		if how.renews(spec.ID) && !c.since.IsZero() {
 			c.since = now // DeregisterAfter is for those that nobody cares for
 		}
-		c.spec = spec
+		c.spec, c.refusal = spec, refusal{}
 	}
 	return e
 }
@@ -322,30 +380,33 @@ func (a *Agent) install(r model.Registration, now time.Time, how touch) *entry {
 func (a *Agent) awaitConfirmed(ctx context.Context, id model.ServiceID, what string) string {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
-	for version := uint64(0); ; {
-		a.mu.Lock()
-		e, moved, last := a.entries[id], a.moved, a.last.err
-		var over bool
+	a.mu.Lock()
+	e := a.entries[id]
+	for {
+		// An entry is of one version; who changes it puts another in its place.
+		over := e == nil || e.confirmed || a.entries[id] != e
 		var refused error
-		if e != nil {
-			if version == 0 {
-				version = e.version
-			}
-			over, refused = e.confirmed || e.version != version, e.err
+		var news <-chan struct{}
+		if !over {
+			refused, news = e.err, e.news()
 		}
 		a.mu.Unlock()
 		switch {
-		case e == nil || over: // or changed again meanwhile
+		case over:
 			return ""
 		case refused != nil:
 			return oneLine("%s is kept on this node, but the catalogue refuses it, and is asked again from time to time: %v", what, refused)
 		}
 		select {
-		case <-moved:
+		case <-news:
+			a.mu.Lock()
 			continue
 		case <-timer.C:
 		case <-ctx.Done():
 		}
+		a.mu.Lock()
+		last := a.last.err
+		a.mu.Unlock()
 		if last != nil {
 			return oneLine("%s is kept on this node; the catalogue has not confirmed it within %v and is told in the background; the last try failed: %v", what, patience, last)
 		}

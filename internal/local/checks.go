@@ -35,8 +35,8 @@ func (r reporter) Report(id model.CheckID, status model.Status, output string) {
 	c.heard = true
 	if status != c.status {
 		c.become(status, output, time.Now())
-		a.tell()
-		a.wake()
+		a.tell(c.spec.ServiceID)
+		a.look(c)
 		return
 	}
 	if output != c.output {
@@ -44,12 +44,18 @@ func (r reporter) Report(id model.CheckID, status model.Status, output string) {
 		switch {
 		case first: // it says why the state is what a registration begins with
 			c.due = time.Now()
-			a.wake()
+			a.look(c)
 		case c.due.IsZero():
 			c.due = time.Now().Add(task.Jitter(outputHold))
-			a.wake() // it has to know when
+			a.look(c) // it has to know when
 		}
 	}
+}
+
+// look makes the sync loop look at a check; a.mu is held.
+func (a *Agent) look(c *check) {
+	a.dirty[c.spec.ServiceID] = true
+	a.wake()
 }
 
 // become changes a check's state.
@@ -72,7 +78,6 @@ func (a *Agent) adopt(snap *state.Snapshot) {
 	default:
 		return
 	}
-	shown, _ := snap.NodeChecks(a.me)
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -80,19 +85,31 @@ func (a *Agent) adopt(snap *state.Snapshot) {
 		return
 	}
 	a.adopted = true
+	shown, _ := snap.NodeChecks(a.me)
 	for _, s := range shown {
 		c := a.checks[s.ID]
 		if c != nil && !c.heard && s.Owner == a.owner && s.ServiceID == c.spec.ServiceID && s.Status.Valid() {
 			c.become(s.Status, s.Output, now)
+			a.tell(s.ServiceID)
 		}
 	}
-	a.tell()
 }
 
-// tell wakes those who follow the states of checks; a.mu is held.
-func (a *Agent) tell() {
-	close(a.news)
-	a.news = make(chan struct{})
+// tell wakes those who follow the states of a service's checks; a.mu is held.
+func (a *Agent) tell(id model.ServiceID) {
+	if news := a.news[id]; news != nil {
+		close(news)
+		delete(a.news, id)
+	}
+}
+
+// follow returns what is closed when the states of a service's checks may have
+// changed; a.mu is held.
+func (a *Agent) follow(id model.ServiceID) <-chan struct{} {
+	if a.news[id] == nil {
+		a.news[id] = make(chan struct{})
+	}
+	return a.news[id]
 }
 
 // mayRun fails if the check would run a program that this agent does not run.
@@ -147,21 +164,21 @@ func (a *Agent) deadline(e *entry) (time.Time, *check) {
 	return first, why
 }
 
-// reap removes the services whose deadline has come, and returns when the next
-// one comes (zero: none).
-func (a *Agent) reap(now time.Time) time.Time {
-	var next time.Time
+// reap removes those of the services whose deadline has come, and sets alarms for
+// the others.
+func (a *Agent) reap(ids []model.ServiceID, now time.Time) {
 	var over []model.ServiceID
 	a.mu.Lock()
-	for id, e := range a.entries {
-		if id == nodeEntry {
-			continue // it has no service to remove
+	for _, id := range ids {
+		e := a.entries[id]
+		if e == nil || id == nodeEntry {
+			continue // there is no service to remove
 		}
 		t, why := a.deadline(e)
 		switch {
 		case why == nil:
 		case t.After(now):
-			next = sooner(next, t)
+			a.alarms.set(id, t)
 		default:
 			over = append(over, id)
 		}
@@ -170,10 +187,11 @@ func (a *Agent) reap(now time.Time) time.Time {
 	for _, id := range over {
 		if err := a.removeIfOver(id, now); err != nil {
 			a.cfg.Log.Warn("remove service that stayed critical", "service", id, "error", err)
-			next = sooner(next, now.Add(30*time.Second)) // the disk may have recovered
+			a.mu.Lock()
+			a.alarms.set(id, now.Add(30*time.Second)) // the disk may have recovered
+			a.mu.Unlock()
 		}
 	}
-	return next
 }
 
 // removeIfOver removes a service unless its checks have recovered meanwhile.

@@ -34,6 +34,11 @@ func (a *Agent) Declare(ctx context.Context, services []model.Registration, chec
 		}
 	}
 	orphans := a.orphans
+	for _, c := range orphans {
+		if _, ok := set[c.ServiceID]; !ok {
+			set[c.ServiceID] = &declared{id: c.ServiceID} // the file can forget it
+		}
+	}
 	for id, d := range set {
 		if d.service == nil && id != nodeEntry && len(d.checks) > 0 && (a.entries[id] == nil || a.entries[id].reg.Declared) {
 			err = fmt.Errorf("declare: check %q: %w %q", d.checks[0].ID, ErrUnknownService, id)

@@ -1,41 +1,20 @@
 package local
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
-	"maps"
-	"os"
-	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 
 	"github.com/fairlead-net/fairlead/internal/model"
 )
 
-// The file of registrations.
-const (
-	fileName    = "registrations.json"
-	fileVersion = 2
-)
-
-// contents is what the file holds. Fields are only ever added together with a
-// new version: a program that does not know one must refuse the file rather
-// than forget it at the next write.
-type contents struct {
-	Version       int                  `json:"version"`
-	Registrations []model.Registration `json:"registrations"`
-	// Checks (since version 2) are those of the whole node, and those that were
-	// added to services which come from definition files.
-	Checks []model.CheckSpec `json:"checks,omitempty"`
-}
-
-// journal makes changes of the set of registrations one after the other and
-// those that wait together at once.
+// journal makes changes of the set of registrations one batch after the other:
+// what comes while one is written is the next one, and shares one sync. One of
+// those who wait leads the batch, and then lets the first of the next lead, so
+// that nobody waits for more than the batch under way and its own.
 type journal struct {
-	path string // empty: memory only
+	file *file
 
 	queue queue
 	mu    sync.Mutex // held while a batch is written and installed
@@ -63,19 +42,30 @@ type touch struct {
 // renews reports whether a check begins anew.
 func (t touch) renews(id model.CheckID) bool { return t.renewed && (t.only == "" || t.only == id) }
 
-// queue is the changes that wait.
+// request is changes that belong into one batch.
+type request struct {
+	changes []*change
+	turn    chan bool // holds one: true to lead the next batch, false when the request is over
+}
+
+// queue is the requests that wait.
 type queue struct {
 	mu      sync.Mutex // guards the following
-	waiting []*change
+	waiting []*request
+	led     bool // somebody leads, or has been told to
 }
 
-func (q *queue) add(changes []*change) {
+// enter adds a request, and says whether it has to lead.
+func (q *queue) enter(r *request) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.waiting = append(q.waiting, changes...)
+	q.waiting = append(q.waiting, r)
+	lead := !q.led
+	q.led = true
+	return lead
 }
 
-func (q *queue) take() []*change {
+func (q *queue) take() []*request {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	all := q.waiting
@@ -83,22 +73,24 @@ func (q *queue) take() []*change {
 	return all
 }
 
-func newJournal(dir string) *journal {
-	if dir == "" {
-		return &journal{}
+// pass ends a turn: the first of those who wait leads now.
+func (q *queue) pass() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.led = len(q.waiting) > 0
+	if q.led {
+		q.waiting[0].turn <- true
 	}
-	return &journal{path: filepath.Join(dir, fileName)}
 }
+
+func newJournal(dir string) *journal { return &journal{file: newFile(dir)} }
 
 // do brings changes about through apply, together with everything else that
 // waits, and returns when they are durable or have failed.
 func (j *journal) do(apply func([]*change), changes ...*change) error {
-	j.queue.add(changes)
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	// Whoever had the lock before may have taken them along; then it is over.
-	if batch := j.queue.take(); len(batch) > 0 {
-		apply(batch)
+	r := &request{changes: changes, turn: make(chan bool, 1)}
+	if j.queue.enter(r) || <-r.turn {
+		j.lead(apply, r)
 	}
 	var errs []error
 	for _, c := range changes {
@@ -112,145 +104,23 @@ func (j *journal) do(apply func([]*change), changes ...*change) error {
 	return errors.Join(errs...)
 }
 
-// load reads the file; a missing one is empty. Everything is read or nothing:
-// a registration that got lost here would be taken out of the catalogue.
-func (j *journal) load(me model.NodeName) (contents, error) {
-	if j.path == "" {
-		return contents{}, nil
+// lead makes the batch that own belongs to.
+func (j *journal) lead(apply func([]*change), own *request) {
+	// Let those whom the batch before answered come again, or they would always
+	// miss the next one.
+	runtime.Gosched()
+	j.mu.Lock()
+	requests := j.queue.take()
+	var batch []*change
+	for _, r := range requests {
+		batch = append(batch, r.changes...)
 	}
-	data, err := os.ReadFile(j.path)
-	if errors.Is(err, os.ErrNotExist) {
-		return contents{}, nil
-	}
-	if err != nil {
-		return contents{}, fmt.Errorf("%w: %w", ErrFile, err)
-	}
-	c, err := decode(data, me)
-	if err != nil {
-		return contents{}, fmt.Errorf("%w %s: %w. Repair it, restore it from a backup, or move it away: "+
-			"the agent then starts without this node's services, and they have to be registered again", ErrFile, j.path, err)
-	}
-	return c, nil
-}
-
-func decode(data []byte, me model.NodeName) (contents, error) {
-	var version struct{ Version int }
-	if err := json.Unmarshal(data, &version); err != nil {
-		return contents{}, fmt.Errorf("damaged: %w", err)
-	}
-	if version.Version < 1 || version.Version > fileVersion {
-		return contents{}, fmt.Errorf("format version %d, this program knows versions 1 to %d", version.Version, fileVersion)
-	}
-	var c contents
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&c); err != nil {
-		return contents{}, fmt.Errorf("damaged: %w", err)
-	}
-	services, checks := map[model.ServiceID]bool{}, map[model.CheckID]bool{}
-	claim := func(spec model.CheckSpec) error {
-		if checks[spec.ID] {
-			return fmt.Errorf("check %q is there twice", spec.ID)
-		}
-		checks[spec.ID] = true
-		return nil
-	}
-	for i, r := range c.Registrations {
-		r, err := normalize(r, me)
-		if err != nil {
-			return contents{}, fmt.Errorf("registration %d: %w", i+1, err)
-		}
-		if services[r.Instance.ID] {
-			return contents{}, fmt.Errorf("service %q is there twice", r.Instance.ID)
-		}
-		services[r.Instance.ID] = true
-		for _, spec := range r.Checks {
-			if err := claim(spec); err != nil {
-				return contents{}, err
-			}
-		}
-		c.Registrations[i] = r
-	}
-	for i, spec := range c.Checks {
-		spec, err := normalizeCheck(spec)
-		if err == nil {
-			err = claim(spec)
-		}
-		if err != nil {
-			return contents{}, fmt.Errorf("check %d: %w", i+1, err)
-		}
-		c.Checks[i] = spec
-	}
-	return c, nil
-}
-
-// save makes the contents durable: after a crash at any moment the file holds the
-// old ones or the new ones, whole.
-func (j *journal) save(c contents) error {
-	if j.path == "" {
-		return nil
-	}
-	data, err := json.MarshalIndent(c, "", "  ")
-	if err == nil {
-		err = replace(j.path, append(data, '\n'))
-	}
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrFile, err)
-	}
-	return nil
-}
-
-// replace writes data to path durably and atomically, readable by the owner only.
-func replace(path string, data []byte) error {
-	tmp := path + ".tmp"
-	// One left by a crash could have other permissions.
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if err := write(tmp, data); err != nil {
-		return errors.Join(err, ignoreMissing(os.Remove(tmp)))
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return errors.Join(err, ignoreMissing(os.Remove(tmp)))
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
-
-func write(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(f, bytes.NewReader(data)); err != nil {
-		return errors.Join(err, f.Close())
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
-func ignoreMissing(err error) error {
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
-// lasting is what the file has to hold of the registrations: all but what the
-// definition files say again at the next start.
-func lasting(regs map[model.ServiceID]*model.Registration) contents {
-	c := contents{Version: fileVersion, Registrations: []model.Registration{}}
-	for _, id := range slices.Sorted(maps.Keys(regs)) {
-		r := *regs[id]
-		declared := func(c model.CheckSpec) bool { return c.Declared }
-		r.Checks = slices.DeleteFunc(slices.Clone(r.Checks), declared)
-		if id == nodeEntry || r.Declared {
-			c.Checks = append(c.Checks, r.Checks...)
-		} else {
-			c.Registrations = append(c.Registrations, r)
+	apply(batch)
+	j.mu.Unlock()
+	j.queue.pass()
+	for _, r := range requests {
+		if r != own {
+			r.turn <- false
 		}
 	}
-	return c
 }

@@ -50,7 +50,8 @@ func TestChangesThatWaitTogetherAreOneBatch(t *testing.T) {
 }
 
 func TestFileRoundTrip(t *testing.T) {
-	j := newJournal(t.TempDir())
+	dir := t.TempDir()
+	f := newFile(dir)
 	var regs []model.Registration
 	for _, r := range []model.Registration{
 		{Instance: model.Instance{
@@ -86,10 +87,19 @@ func TestFileRoundTrip(t *testing.T) {
 		checks = append(checks, c)
 	}
 	for _, want := range [][]model.Registration{regs, regs[:1], nil} {
-		if err := j.save(contents{Version: fileVersion, Registrations: want, Checks: checks}); err != nil {
+		// One batch for all, and none for what is as it was.
+		next := map[model.ServiceID][]byte{}
+		for _, r := range regs {
+			next[r.Instance.ID] = nil
+		}
+		for _, r := range want {
+			next[r.Instance.ID] = encode(t, r.Instance.ID, &r)
+		}
+		next[nodeEntry] = encode(t, nodeEntry, &model.Registration{Checks: checks})
+		if err := f.save(next); err != nil {
 			t.Fatal(err)
 		}
-		got, err := j.load("n1")
+		got, err := newFile(dir).load("n1")
 		if err != nil || len(got.Registrations) != len(want) {
 			t.Fatalf("load = %v, %v; want %v", got, err, want)
 		}
@@ -102,18 +112,25 @@ func TestFileRoundTrip(t *testing.T) {
 			t.Errorf("read %+v\nwrote %+v", got.Checks, checks)
 		}
 	}
-	if moved, err := j.load("n2"); err != nil || len(moved.Registrations) != 0 {
-		t.Errorf("load = %v, %v", moved, err)
+}
+
+// encode is the record of a registration.
+func encode(t *testing.T, id model.ServiceID, r *model.Registration) []byte {
+	t.Helper()
+	b, err := lasting(id, r)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return b
 }
 
 func TestRenamedNodeKeepsItsServices(t *testing.T) {
-	j := newJournal(t.TempDir())
+	dir := t.TempDir()
 	r, _ := normalize(model.Registration{Instance: model.Instance{Service: "web"}}, "old")
-	if err := j.save(contents{Version: fileVersion, Registrations: []model.Registration{r}}); err != nil {
+	if err := newFile(dir).save(map[model.ServiceID][]byte{"web": encode(t, "web", &r)}); err != nil {
 		t.Fatal(err)
 	}
-	got, err := j.load("new")
+	got, err := newFile(dir).load("new")
 	if err != nil || got.Registrations[0].Instance.Node != "new" || got.Registrations[0].Instance.Owner != "node/new" {
 		t.Errorf("load = %+v, %v", got, err)
 	}
@@ -127,8 +144,14 @@ func TestUnusableFile(t *testing.T) {
 		{"cut off", `{"version":1,"registrations":[{"insta`, "unexpected end of JSON input"},
 		{"no JSON", "services: web", "invalid character"},
 		{"something behind", `{"version":1,"registrations":[]} {}`, "invalid character"},
-		{"no version", `{"registrations":[]}`, "format version 0, this program knows versions 1 to 2"},
-		{"newer", `{"version":3,"whatever":1}`, "format version 3"},
+		{"no version", `{"registrations":[]}`, "format version 0, this program knows versions 1 to 3"},
+		{"newer", "{\"version\":4,\"whatever\":1}\nanything", "format version 4"},
+		{"header with more", `{"version":3,"whatever":1}`, `damaged: the first line is not {"version":3}`},
+		{"no checksum", "{\"version\":3}\n[]\n", "line 2 is damaged: no checksum"},
+		{"in the middle", "{\"version\":3}\n00000000 []\n" + string(line(nil)), "line 2 is damaged: the checksum does not match"},
+		{"last line, but not torn", "{\"version\":3}\n00000000 []\n", "line 2 is damaged: the checksum does not match"},
+		{"unknown record", "{\"version\":3}\n" + string(line([][]byte{[]byte(`{"colour":"red"}`)})), `line 2 is damaged: json: unknown field "colour"`},
+		{"invalid record", "{\"version\":3}\n" + string(line([][]byte{[]byte(`{"put":{"instance":{"id":"x"}}}`)})), "registration 1: invalid registration"},
 		{"unknown field", `{"version":1,"registrations":[{"instance":{"service":"web","weights":{}},"colour":"red"}]}`, `unknown field "colour"`},
 		{"invalid", `{"version":1,"registrations":[{"instance":{"id":"x"}}]}`, "registration 1: invalid registration: a service needs a name"},
 		{"service twice", `{"version":1,"registrations":[{"instance":{"service":"a"}},{"instance":{"service":"a"}}]}`, `service "a" is there twice`},
@@ -188,8 +211,9 @@ func TestUnwritableFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx := t.Context()
-	over, cancel := timeoutNow(ctx)
+	d := &disk{}
+	a.journal.file.open = d.open
+	over, cancel := timeoutNow(t.Context())
 	defer cancel()
 	reg := model.Registration{Instance: model.Instance{Service: "web"}, Checks: []model.CheckSpec{{ID: "c", TTL: time.Hour}}}
 	if _, err := a.Register(over, reg); err != nil {
@@ -197,12 +221,14 @@ func TestUnwritableFile(t *testing.T) {
 	}
 	before, _ := os.ReadFile(filepath.Join(dir, fileName))
 
-	// Something that is in the way even for root.
-	if err := os.MkdirAll(filepath.Join(dir, fileName+".tmp", "x"), 0o700); err != nil {
-		t.Fatal(err)
+	d.fail = func(op string) error {
+		if op == "truncate" {
+			return nil
+		}
+		return errDisk
 	}
 	reg.Instance.Port = 81
-	if _, err := a.Register(over, reg); !errors.Is(err, ErrFile) {
+	if _, err := a.Register(over, reg); !errors.Is(err, ErrFile) || !errors.Is(err, errDisk) {
 		t.Errorf("Register = %v", err)
 	}
 	if err := a.Deregister(over, "web"); !errors.Is(err, ErrFile) {
@@ -216,5 +242,13 @@ func TestUnwritableFile(t *testing.T) {
 	}
 	if after, _ := os.ReadFile(filepath.Join(dir, fileName)); string(after) != string(before) {
 		t.Error("the file was changed")
+	}
+
+	d.fail = nil
+	if err := a.Deregister(over, "web"); err != nil {
+		t.Errorf("Deregister once the disk works = %v", err)
+	}
+	if got, err := newFile(dir).load("n1"); err != nil || len(got.Registrations) != 0 {
+		t.Errorf("load = %+v, %v", got, err)
 	}
 }

@@ -9,10 +9,14 @@
 // Three things meet here, each with one owner:
 //
 //   - the set of registrations, changed only under the journal, which batches
-//     what is changed at the same time into one write of the file;
+//     what is changed at the same time into one write to the file;
 //   - the states of checks, changed by the reports of health;
 //   - the catalogue's view of this node, changed only by the one loop in sync.go,
 //     so that an older registration can never overtake a newer one.
+//
+// A change costs what it changes, however much there is: the file is appended to,
+// the loop is told what to look at, and compares everything only when the
+// catalogue's view has changed, at most once a second.
 package local
 
 import (
@@ -73,12 +77,16 @@ type Catalog interface {
 	// Check says what is wrong with an instance and its checks that no catalogue
 	// would take.
 	Check(i model.Instance, checks []model.Check) error
-	// Register writes an instance and its checks, and removes other checks that
-	// the instance had.
-	Register(ctx context.Context, i model.Instance, checks []model.Check) (model.Index, error)
+	// RegisterMany writes instances and their checks, checks[i] being those of
+	// instances[i], and removes other checks that the instances had. External
+	// entries in their place are taken over. One that fails does not keep the
+	// others; the errors are in the same order, nil for those that went well.
+	RegisterMany(ctx context.Context, instances []model.Instance, checks [][]model.Check) []error
+	// PutChecks writes checks of instances that are there, or of the node; the
+	// rest is as for RegisterMany.
+	PutChecks(ctx context.Context, checks []model.Check) []error
 	// Deregister removes an instance and its checks.
 	Deregister(ctx context.Context, n model.NodeName, id model.ServiceID) (model.Index, error)
-	PutCheck(ctx context.Context, c model.Check) (model.Index, error)
 	DeleteCheck(ctx context.Context, n model.NodeName, id model.CheckID) (model.Index, error)
 }
 
@@ -106,14 +114,19 @@ type Agent struct {
 	journal *journal
 	kick    chan struct{} // wakes the sync loop; holds one
 
-	mu      sync.Mutex                 // guards the following
+	// mu guards the following. What registrations there are, and the checks' specs,
+	// changes only with the journal's lock held as well.
+	mu      sync.Mutex
 	entries map[model.ServiceID]*entry // services, and nodeEntry
 	checks  map[model.CheckID]*check   // all entries' checks
-	moved   chan struct{}              // closed and replaced when an entry is confirmed or refused
-	news    chan struct{}              // closed and replaced when a check is new, gone or of another state
-	adopted bool                       // the catalogue's states have been taken over
-	orphans []model.CheckSpec          // of services that the definition files are to bring
-	clock   uint64                     // counts changes, for entry.version
+	dirty   map[model.ServiceID]bool   // what the sync loop has to look at
+	alarms  alarms                     // when it has to look at what does not change
+	// news are closed when a check of the service is new, gone or of another state.
+	// Who wants to know puts one in.
+	news    map[model.ServiceID]chan struct{}
+	adopted bool              // the catalogue's states have been taken over
+	orphans []model.CheckSpec // of services that the definition files are to bring
+	clock   uint64            // counts changes, for entry.version
 	last    outcome
 }
 
@@ -134,6 +147,26 @@ type entry struct {
 	// has instead now is somebody else's doing.
 	shown   bool
 	refusal // why the catalogue does not take it, if so
+	// fate is closed when one of these changes, or the entry goes; nil if nobody
+	// waits for that.
+	fate chan struct{}
+}
+
+// news returns what is closed when the entry is confirmed, refused or gone; the
+// agent's mu is held.
+func (e *entry) news() <-chan struct{} {
+	if e.fate == nil {
+		e.fate = make(chan struct{})
+	}
+	return e.fate
+}
+
+// stir wakes those who wait for the entry's fate; the agent's mu is held.
+func (e *entry) stir() {
+	if e.fate != nil {
+		close(e.fate)
+		e.fate = nil
+	}
 }
 
 // check is the state of one of an entry's checks.
@@ -146,6 +179,8 @@ type check struct {
 	// due is when an output that the catalogue does not have is written although
 	// the state is the same; zero if there is none.
 	due time.Time
+	// refusal is why the catalogue does not take this one, though it has its service.
+	refusal
 }
 
 // Open reads the registrations of this node. It starts nothing. An error that
@@ -162,13 +197,13 @@ func Open(cfg Config, cat Catalog, st *state.State) (*Agent, error) {
 		kick:    make(chan struct{}, 1),
 		entries: map[model.ServiceID]*entry{},
 		checks:  map[model.CheckID]*check{},
-		moved:   make(chan struct{}),
-		news:    make(chan struct{}),
+		dirty:   map[model.ServiceID]bool{},
+		news:    map[model.ServiceID]chan struct{}{},
 	}
 	a.runner = health.New(reporter{a}, health.Config{
 		Log: cfg.Log, MayRun: a.runs, DockerSocket: cfg.DockerSocket, Targets: targets{a},
 	})
-	kept, err := a.journal.load(me)
+	kept, err := a.journal.file.load(me)
 	if err != nil {
 		return nil, err
 	}
@@ -179,12 +214,16 @@ func Open(cfg Config, cat Catalog, st *state.State) (*Agent, error) {
 // restore takes over what the file holds.
 func (a *Agent) restore(kept contents, now time.Time) {
 	node := model.Registration{}
+	at := make(map[model.ServiceID]int, len(kept.Registrations))
+	for i, r := range kept.Registrations {
+		at[r.Instance.ID] = i
+	}
 	for _, c := range kept.Checks {
-		i := slices.IndexFunc(kept.Registrations, func(r model.Registration) bool { return r.Instance.ID == c.ServiceID })
+		i, there := at[c.ServiceID]
 		switch {
 		case c.ServiceID == nodeEntry:
 			node.Checks = append(node.Checks, c)
-		case i >= 0:
+		case there:
 			kept.Registrations[i].Checks = append(kept.Registrations[i].Checks, c)
 		default:
 			a.orphans = append(a.orphans, c)

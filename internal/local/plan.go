@@ -12,24 +12,24 @@ type want struct {
 	version uint64
 	inst    model.Instance
 	checks  []wantCheck
-	shown   bool      // see entry.shown
 	holdTo  time.Time // refused: not to be tried before
 }
 
 type wantCheck struct {
 	model.Check
-	due time.Time // see check.due
+	due    time.Time // see check.due
+	holdTo time.Time // refused by itself
 }
 
-// have is what the catalogue shows of this node.
+// have is what the catalogue shows of this node, or of the services that are
+// looked at.
 type have struct {
 	instances []*model.Instance
 	checks    []*model.Check
 }
 
-// work is what the catalogue has to be told about one service (or, without an
-// id, about checks that belong to none). Its steps are done in the order of the
-// fields.
+// work is what the catalogue has to be told about one service, or, without an id,
+// about checks that belong to none. It has one of the steps.
 type work struct {
 	id      model.ServiceID
 	version uint64
@@ -38,115 +38,104 @@ type work struct {
 	remove     []model.CheckID // checks
 	register   *model.Instance // together with checks
 	checks     []model.Check   // without register: each by itself
-	repair     bool            // the catalogue had been changed by somebody else
 }
 
-// plan compares the two sides and returns what to tell the catalogue, and when
-// there will be more to tell although nothing changes (zero: never). It is a pure
-// function.
+// agenda is what plan finds to do: now, and later although nothing changes.
+type agenda struct {
+	works []work
+	later map[model.ServiceID]time.Time
+	// held are services of which a part waits that was refused by itself.
+	held map[model.ServiceID]bool
+}
+
+func (g *agenda) wait(id model.ServiceID, t time.Time) { g.later[id] = sooner(t, g.later[id]) }
+
+// plan compares the two sides. It is a pure function.
 //
 // Only what has this node's owner is touched, and external entries under this
-// node's name, which are removed as Consul does: what a node runs is known to its
-// agent only. An external entry in the place of one of ours must go first,
-// because the catalogue does not let anyone overwrite what another owns.
-func plan(owner model.Owner, wants []want, h have, now time.Time) (works []work, next time.Time) {
+// node's name, which are removed, or taken over, as Consul does: what a node runs
+// is known to its agent only.
+func plan(owner model.Owner, wants []want, h have, now time.Time) agenda {
+	g := agenda{later: map[model.ServiceID]time.Time{}, held: map[model.ServiceID]bool{}}
 	ours := func(o model.Owner) bool { return o == owner || o == model.OwnerExternal }
-	instances := map[model.ServiceID]*model.Instance{}
+	instances := make(map[model.ServiceID]*model.Instance, len(h.instances))
 	for _, i := range h.instances {
 		instances[i.ID] = i
 	}
-	checks := map[model.CheckID]*model.Check{}
+	checks := make(map[model.CheckID]*model.Check, len(h.checks))
 	for _, c := range h.checks {
 		checks[c.ID] = c
 	}
-	wanted, wantedChecks := map[model.ServiceID]bool{}, map[model.CheckID]bool{}
+	wanted, wantedChecks := make(map[model.ServiceID]bool, len(wants)), make(map[model.CheckID]bool, len(h.checks))
 	for _, w := range wants {
 		wanted[w.inst.ID] = true
 		for _, c := range w.checks {
 			wantedChecks[c.ID] = true
 		}
 		if w.holdTo.After(now) {
-			next = sooner(next, w.holdTo)
+			g.wait(w.inst.ID, w.holdTo)
 			continue
 		}
-		work, later := assert(owner, w, instances[w.inst.ID], checks, now)
-		next = sooner(next, later)
-		if !work.empty() {
-			works = append(works, work)
-		}
+		g.assert(owner, w, instances[w.inst.ID], checks, now)
 	}
 	// Checks that go without a word of their own: with their instance, or because
 	// it is registered without them.
-	gone, renewed := map[model.ServiceID]bool{}, map[model.ServiceID]bool{}
-	for _, k := range works {
-		gone[k.id], renewed[k.id] = k.deregister, k.register != nil
+	gone := map[model.ServiceID]bool{}
+	for _, k := range g.works {
+		gone[k.id] = k.register != nil
 	}
 	for _, i := range h.instances {
 		if !wanted[i.ID] && ours(i.Owner) && i.ID != consulService {
 			gone[i.ID] = true
-			works = append(works, work{id: i.ID, deregister: true, repair: true})
+			g.works = append(g.works, work{id: i.ID, deregister: true})
 		}
 	}
 	var strays []model.CheckID
 	for _, c := range h.checks {
-		goes := gone[c.ServiceID] || (renewed[c.ServiceID] && c.Owner == owner)
-		if !goes && !wantedChecks[c.ID] && ours(c.Owner) && c.ID != model.SerfHealth {
+		if !gone[c.ServiceID] && !wantedChecks[c.ID] && ours(c.Owner) && c.ID != model.SerfHealth {
 			strays = append(strays, c.ID)
 		}
 	}
 	if len(strays) > 0 {
-		works = append(works, work{remove: strays, repair: true})
+		g.works = append(g.works, work{remove: strays})
 	}
-	return works, next
-}
-
-func (w work) empty() bool {
-	return !w.deregister && len(w.remove) == 0 && w.register == nil && len(w.checks) == 0
+	return g
 }
 
 // assert plans for one service that is to be there.
-func assert(owner model.Owner, w want, has *model.Instance, shown map[model.CheckID]*model.Check, now time.Time) (k work, next time.Time) {
-	k = work{id: w.inst.ID, version: w.version, repair: w.shown}
-	if has != nil && has.Owner == model.OwnerExternal {
-		k.deregister = true
-		has = nil
-	}
-	var differ []model.Check
-	missing := false // one is: it comes with its instance, in one step
+func (g *agenda) assert(owner model.Owner, w want, has *model.Instance, shown map[model.CheckID]*model.Check, now time.Time) {
+	id := w.inst.ID
+	k := work{id: id, version: w.version}
+	missing := id != nodeEntry && (has == nil || has.Owner != owner || !has.Same(w.inst))
 	for _, c := range w.checks {
 		s := shown[c.ID]
 		switch {
-		case s != nil && s.Owner == model.OwnerExternal:
-			if !k.deregister || s.ServiceID != w.inst.ID {
-				k.remove = append(k.remove, c.ID)
-			}
-			s = nil
-		case s != nil && k.deregister && s.ServiceID == w.inst.ID:
-			s = nil // goes with the instance
+		case s == nil: // it comes with its instance, in one step
+			missing = missing || id != nodeEntry
+		case s.Owner == owner && s.SameButOutput(c.Check) && s.Output == c.Output:
+			continue
+		case s.Owner == owner && s.SameButOutput(c.Check) && c.due.After(now):
+			g.wait(id, c.due)
+			continue
 		}
-		switch {
-		case s == nil:
-			missing = true
-			differ = append(differ, c.Check)
-		case s.Owner != owner || !s.SameButOutput(c.Check):
-			differ = append(differ, c.Check)
-		case s.Output != c.Output && c.due.After(now):
-			next = sooner(next, c.due)
-		case s.Output != c.Output:
-			differ = append(differ, c.Check)
+		if c.holdTo.After(now) {
+			g.wait(id, c.holdTo)
+			g.held[id] = true
+			continue
 		}
+		k.checks = append(k.checks, c.Check)
 	}
-	if w.inst.ID != nodeEntry && (has == nil || has.Owner != owner || !has.Same(w.inst) || missing) {
+	if missing {
 		inst := w.inst
 		k.register = &inst
 		k.checks = make([]model.Check, 0, len(w.checks))
 		for _, c := range w.checks {
 			k.checks = append(k.checks, c.Check)
 		}
-		return k, next
 	}
-	k.checks = differ
-	return k, next
+	if k.register != nil || len(k.checks) > 0 {
+		g.works = append(g.works, k)
+	}
 }
 
 // overridden returns the tags that the catalogue has for a service that lets it

@@ -52,8 +52,8 @@ func TestPlan(t *testing.T) {
 		return &model.Check{Node: "n1", ID: id, ServiceID: "web", Status: model.Passing, Output: output, Stamp: model.Stamp{Owner: o}}
 	}
 	wantWeb := func(checks ...wantCheck) want { return want{version: 1, inst: *inst(80, owner), checks: checks} }
-	soon := wantCheck{*chk("a", "new", owner), now.Add(time.Minute)}
-	due := wantCheck{*chk("a", "new", owner), now}
+	soon := wantCheck{Check: *chk("a", "new", owner), due: now.Add(time.Minute)}
+	due := wantCheck{Check: *chk("a", "new", owner), due: now}
 	plain := wantCheck{Check: *chk("a", "", owner)}
 
 	tests := []struct {
@@ -73,9 +73,9 @@ func TestPlan(t *testing.T) {
 		{"output travels with the instance", []want{wantWeb(soon)}, have{[]*model.Instance{inst(81, owner)}, []*model.Check{chk("a", "old", owner)}}, "web: register=80 with=a", time.Minute},
 		{"dropped check", []want{wantWeb()}, have{[]*model.Instance{inst(80, owner)}, []*model.Check{chk("a", "", owner)}}, ": remove=a", 0},
 		{"dropped with a change", []want{wantWeb()}, have{[]*model.Instance{inst(81, owner)}, []*model.Check{chk("a", "", owner)}}, "web: register=80", 0},
-		{"external in our place", []want{wantWeb(plain)}, have{[]*model.Instance{inst(80, model.OwnerExternal)}, []*model.Check{chk("a", "", model.OwnerExternal)}}, "web: deregister register=80 with=a", 0},
-		{"external check in our place", []want{wantWeb(plain)}, have{[]*model.Instance{inst(80, owner)}, []*model.Check{chk("a", "", model.OwnerExternal)}}, "web: remove=a register=80 with=a", 0},
-		{"external check beside ours", []want{wantWeb()}, have{[]*model.Instance{inst(81, owner)}, []*model.Check{chk("x", "", model.OwnerExternal)}}, ": remove=x; web: register=80", 0},
+		{"external in our place", []want{wantWeb(plain)}, have{[]*model.Instance{inst(80, model.OwnerExternal)}, []*model.Check{chk("a", "", model.OwnerExternal)}}, "web: register=80 with=a", 0},
+		{"external check in our place", []want{wantWeb(plain)}, have{[]*model.Instance{inst(80, owner)}, []*model.Check{chk("a", "", model.OwnerExternal)}}, "web: put=a", 0},
+		{"external check beside ours", []want{wantWeb()}, have{[]*model.Instance{inst(81, owner)}, []*model.Check{chk("x", "", model.OwnerExternal)}}, "web: register=80", 0},
 		{"ghost", nil, have{[]*model.Instance{inst(80, owner)}, []*model.Check{chk("a", "", owner)}}, "web: deregister", 0},
 		{"external ghost", nil, have{[]*model.Instance{inst(80, model.OwnerExternal)}, []*model.Check{chk("a", "", model.OwnerExternal)}}, "web: deregister", 0},
 		{"others'", nil, have{[]*model.Instance{inst(80, model.OwnerServers), inst(80, "node/n2")}, []*model.Check{chk("a", "", model.OwnerOperator), chk(model.SerfHealth, "", owner)}}, "", 0},
@@ -84,10 +84,11 @@ func TestPlan(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			works, next := plan(owner, tt.wants, tt.have, now)
-			if got := describe(works); got != tt.works {
+			g := plan(owner, tt.wants, tt.have, now)
+			if got := describe(g.works); got != tt.works {
 				t.Errorf("works %q, want %q", got, tt.works)
 			}
+			next := g.later["web"]
 			if want := now.Add(tt.next); next.IsZero() != (tt.next == 0) || (tt.next != 0 && !next.Equal(want)) {
 				t.Errorf("next %v, want %v after %v", next, tt.next, now)
 			}

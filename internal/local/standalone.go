@@ -81,8 +81,8 @@ func (a *Agent) restart(c model.CheckSpec) {
 	defer a.mu.Unlock()
 	if now := a.checks[c.ID]; now != nil && now.status != c.Status && sameSpec(now.spec, c) {
 		now.become(c.Status, now.output, time.Now())
-		a.tell()
-		a.wake()
+		a.tell(c.ServiceID)
+		a.look(now)
 	}
 }
 

@@ -2,14 +2,10 @@ package local
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/state"
@@ -22,140 +18,222 @@ const (
 	fullSync = time.Minute
 	// callLimit bounds one write, so that one that hangs does not hold up the rest.
 	callLimit = 10 * time.Second
-	// calm is how long the catalogue's changes are left alone after a repair, so
-	// that somebody who keeps changing this node's entries (a second agent of the
-	// same name) costs one write a second and not thousands.
+	// calm is the least time between two looks at everything because the catalogue
+	// has changed. Most such changes are this loop's own; and somebody who keeps
+	// changing this node's entries (a second agent of the same name) costs one write
+	// a second and not thousands.
 	calm = time.Second
-	// parallel is how many services are written at a time; the store commits
-	// what waits together at once.
+	// parallel is how many calls are under way at a time; the store commits what
+	// waits together at once.
 	parallel = 16
+	// together is how many services or checks one call writes at most, so that what
+	// has failed is known soon.
+	together = 512
 )
 
-// refusal is the catalogue's word that it does not take an entry as it is.
+// refusal is the catalogue's word that it does not take a record as it is.
 type refusal struct {
 	err     error
 	until   time.Time // not tried again before
 	backoff task.Backoff
 }
 
+func (r *refusal) refuse(err error) {
+	if r.err == nil {
+		r.backoff = task.Backoff{Min: 5 * time.Second, Max: 5 * time.Minute}
+	}
+	r.err, r.until = err, time.Now().Add(r.backoff.Next())
+}
+
+// rounds says when the loop looks at what.
+type rounds struct {
+	full    bool            // at everything now
+	synced  <-chan struct{} // closes when the state is synced; nil: it is
+	view    []<-chan struct{}
+	last    time.Time // when everything was looked at
+	next    time.Time // when it is again
+	retry   task.Backoff
+	failing bool // next is a retry
+}
+
 // syncLoop keeps the catalogue in line until ctx ends; it calls settled after
 // the first comparison that left nothing to do.
 func (a *Agent) syncLoop(ctx context.Context, settled func()) {
-	retry := task.Backoff{Min: 250 * time.Millisecond, Max: 30 * time.Second}
+	r := &rounds{full: true, synced: a.st.Synced(), retry: task.Backoff{Min: 250 * time.Millisecond, Max: 30 * time.Second}}
 	for ctx.Err() == nil {
-		p := a.pass(ctx)
+		err := a.pass(ctx, r)
 		if ctx.Err() != nil {
 			return
 		}
-		a.note(p)
-		wake := task.Jitter(fullSync)
-		if p.err != nil {
-			a.cfg.Log.Warn("bring the catalogue in line with this node", "error", p.err)
-			wake = retry.Next()
-		} else {
-			retry.Reset()
-		}
-		if p.err == nil && p.synced {
+		a.note(r, err)
+		r.plan(err)
+		if err != nil {
+			a.cfg.Log.Warn("bring the catalogue in line with this node", "error", err)
+		} else if r.synced == nil && r.full {
 			settled()
 		}
-		if !p.next.IsZero() {
-			wake = min(wake, max(time.Until(p.next), 0))
-		}
-		a.rest(ctx, p, wake)
+		a.rest(ctx, r)
 	}
 }
 
-// pass is what one comparison found and did.
-type pass struct {
-	synced   bool
-	err      error
-	repaired bool
-	next     time.Time // zero: no reason to come back by itself
-	snap     *state.Snapshot
+// plan says when everything is looked at again. Whatever failed is tried then.
+func (r *rounds) plan(err error) {
+	now := time.Now()
+	switch {
+	case err != nil && (r.full || !r.failing):
+		r.failing, r.next = true, now.Add(r.retry.Next())
+	case r.full && err == nil:
+		r.failing, r.next = false, now.Add(task.Jitter(fullSync))
+		r.retry.Reset()
+	}
 }
 
-// rest waits until there is a reason for the next comparison.
-func (a *Agent) rest(ctx context.Context, p pass, wake time.Duration) {
-	timer := time.NewTimer(wake)
-	defer timer.Stop()
-	if p.repaired {
-		quiet := time.NewTimer(calm)
-		defer quiet.Stop()
+// rest waits until there is a reason to look again.
+func (a *Agent) rest(ctx context.Context, r *rounds) {
+	a.mu.Lock()
+	ring := a.alarms.next()
+	a.mu.Unlock()
+	for {
+		timer := time.NewTimer(max(time.Until(sooner(r.next, ring)), 0))
+		var view [3]<-chan struct{}
+		copy(view[:], r.view)
+		changed := false
 		select {
 		case <-ctx.Done():
-			return
 		case <-a.kick:
+		case <-timer.C:
+		case <-r.synced:
+			r.next = time.Now()
+		case <-view[0]:
+			changed = true
+		case <-view[1]:
+			changed = true
+		case <-view[2]:
+			changed = true
+		}
+		timer.Stop()
+		if changed {
+			r.view = nil
+			if soon := r.last.Add(calm); soon.Before(r.next) {
+				r.next = soon
+			}
+		}
+		r.full = !time.Now().Before(r.next)
+		if !changed || r.full {
 			return
-		case <-quiet.C:
 		}
 	}
-	synced := a.st.Synced()
-	if p.synced {
-		synced = nil
-	}
-	_, node := p.snap.Node(a.me)
-	_, instances := p.snap.NodeInstances(a.me)
-	_, checks := p.snap.NodeChecks(a.me)
-	select {
-	case <-ctx.Done():
-	case <-a.kick:
-	case <-timer.C:
-	case <-synced:
-	case <-node.Changed:
-	case <-instances.Changed:
-	case <-checks.Changed:
-	}
 }
 
-// note keeps how a pass went, for Status and for those who wait.
-func (a *Agent) note(p pass) {
+// note keeps how a pass went, for Status.
+func (a *Agent) note(r *rounds, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.last.err = p.err
-	if p.synced && p.err == nil {
+	if err != nil || r.full {
+		a.last.err = err
+	}
+	if r.synced == nil && a.last.err == nil {
 		a.last.at = time.Now()
 	}
-	a.stir()
 }
 
-// stir wakes those who wait for an entry's fate; a.mu is held.
-func (a *Agent) stir() {
-	close(a.moved)
-	a.moved = make(chan struct{})
-}
-
-// pass compares once and tells the catalogue what it lacks. Before the state is
-// synced it tells nothing: what the catalogue has is not known, and writing
-// would replace good states with first guesses.
-func (a *Agent) pass(ctx context.Context) pass {
-	p := pass{next: a.reap(time.Now())}
+// pass compares what has changed here, or everything, and tells the catalogue
+// what it lacks. Before the state is synced it tells nothing: what the catalogue
+// has is not known, and writing would replace good states with first guesses.
+func (a *Agent) pass(ctx context.Context, r *rounds) error {
+	ids := a.takeDirty(r.full)
+	a.reap(ids, time.Now())
 	select {
 	case <-a.st.Synced():
-		p.synced = true
+		r.full, r.synced = r.full || r.synced != nil, nil
 	default:
+		return nil
 	}
-	p.snap = a.st.Snapshot()
-	if !p.synced {
-		return p
+	snap := a.st.Snapshot()
+	a.adopt(snap)
+	if err := a.assertNode(ctx, snap); err != nil {
+		return err
 	}
-	a.adopt(p.snap)
-	if p.err = a.assertNode(ctx, p.snap); p.err != nil {
-		return p
+	var h have
+	if r.full {
+		h = a.everything(snap, r)
+	} else {
+		h = a.shown(snap, ids)
 	}
-	h := have{}
-	h.instances, _ = p.snap.NodeInstances(a.me)
-	h.checks, _ = p.snap.NodeChecks(a.me)
 	a.adoptTags(h.instances)
+	wants := a.wants(ids, r.full)
+	g := plan(a.owner, wants, h, time.Now())
+	a.confirmRest(wants, g)
+	return a.do(ctx, g.works)
+}
 
-	wants := a.wants()
-	works, next := plan(a.owner, wants, h, time.Now())
-	p.next = sooner(p.next, next)
-	for _, w := range works {
-		p.repaired = p.repaired || w.repair
+// takeDirty returns the services to look at: those that have changed, whose alarm
+// rings, or all of this node's.
+func (a *Agent) takeDirty(full bool) []model.ServiceID {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.alarms.ring(time.Now(), func(id model.ServiceID) { a.dirty[id] = true })
+	ids := make([]model.ServiceID, 0, len(a.dirty))
+	if full {
+		for id := range a.entries {
+			ids = append(ids, id)
+		}
+	} else {
+		for id := range a.dirty {
+			ids = append(ids, id)
+		}
 	}
-	a.confirmRest(wants, works)
-	p.err = a.do(ctx, works)
-	return p
+	a.dirty = map[model.ServiceID]bool{}
+	return ids
+}
+
+// everything is all that the catalogue shows of this node, and what closes when
+// that changes.
+func (a *Agent) everything(snap *state.Snapshot, r *rounds) (h have) {
+	_, node := snap.Node(a.me)
+	var instances, checks state.Mark
+	h.instances, instances = snap.NodeInstances(a.me)
+	h.checks, checks = snap.NodeChecks(a.me)
+	r.view = []<-chan struct{}{node.Changed, instances.Changed, checks.Changed}
+	r.last = time.Now()
+	return h
+}
+
+// shown is what the catalogue shows of some services and of the checks that they
+// should have.
+func (a *Agent) shown(snap *state.Snapshot, ids []model.ServiceID) (h have) {
+	among := make(map[model.ServiceID]bool, len(ids))
+	for _, id := range ids {
+		among[id] = true
+	}
+	seen := map[model.CheckID]bool{}
+	add := func(c *model.Check) {
+		if c == nil || seen[c.ID] {
+			return
+		}
+		seen[c.ID] = true
+		// One that another service has now is that one's to tell of.
+		if own := a.checks[c.ID]; own == nil || among[own.spec.ServiceID] {
+			h.checks = append(h.checks, c)
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, id := range ids {
+		if i, _ := snap.Instance(a.me, id); i != nil {
+			h.instances = append(h.instances, i)
+		}
+		for _, c := range snap.InstanceChecks(a.me, id) {
+			add(c)
+		}
+		if e := a.entries[id]; e != nil {
+			for _, spec := range e.reg.Checks {
+				c, _ := snap.Check(a.me, spec.ID)
+				add(c)
+			}
+		}
+	}
+	return h
 }
 
 // assertNode puts this node's own record into the catalogue.
@@ -208,138 +286,57 @@ func (a *Agent) adoptTagsOf(id model.ServiceID, e *entry, tags []string) error {
 	}, touch: touch{adopted: true}})
 }
 
-// wants is what this node has, as of now.
-func (a *Agent) wants() []want {
+// wants is what this node has of some services, or of all that it has as of now.
+func (a *Agent) wants(ids []model.ServiceID, all bool) []want {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	all := make([]want, 0, len(a.entries))
-	for _, e := range a.entries {
-		w := want{version: e.version, inst: e.reg.Instance, shown: e.shown, holdTo: e.until}
-		for _, spec := range e.reg.Checks {
-			c := a.checks[spec.ID]
-			w.checks = append(w.checks, wantCheck{a.record(e, c), c.due})
+	wants := make([]want, 0, len(ids))
+	if all {
+		for _, e := range a.entries {
+			wants = append(wants, a.want(e))
 		}
-		all = append(all, w)
+		return wants
 	}
-	return all
+	for _, id := range ids {
+		if e := a.entries[id]; e != nil {
+			wants = append(wants, a.want(e))
+		}
+	}
+	return wants
 }
 
-// do does the works, several at a time, and returns the first error that is not
-// the refusal of an entry, which shows it by itself. When many fail, the rest is
-// not tried: it would fail in the same way, only later.
-func (a *Agent) do(ctx context.Context, works []work) error {
-	var failures atomic.Int32
-	g := errgroup.Group{}
-	g.SetLimit(parallel)
-	for _, w := range works {
-		g.Go(func() error {
-			if failures.Load() >= parallel {
-				return nil
-			}
-			err := a.doOne(ctx, w)
-			if a.confirm(w, err) {
-				if err != nil {
-					a.cfg.Log.Warn("the catalogue refuses a service", "service", w.id, "error", err)
-				}
-				return nil
-			}
-			failures.Add(1)
-			return err
-		})
+func (a *Agent) want(e *entry) want {
+	w := want{version: e.version, inst: e.reg.Instance, holdTo: e.until}
+	for _, spec := range e.reg.Checks {
+		c := a.checks[spec.ID]
+		w.checks = append(w.checks, wantCheck{a.record(e, c), c.due, c.until})
 	}
-	return g.Wait()
+	return w
 }
 
-func refused(err error) bool {
-	var r interface{ Refused() bool }
-	return errors.As(err, &r) && r.Refused()
-}
-
-// doOne does the steps of one work.
-func (a *Agent) doOne(ctx context.Context, w work) error {
-	ctx, cancel := context.WithTimeout(ctx, callLimit)
-	defer cancel()
-	if w.deregister {
-		if _, err := a.cat.Deregister(ctx, a.me, w.id); err != nil {
-			return fmt.Errorf("deregister service %q: %w", w.id, err)
-		}
-	}
-	for _, id := range w.remove {
-		if _, err := a.cat.DeleteCheck(ctx, a.me, id); err != nil {
-			return fmt.Errorf("delete check %q: %w", id, err)
-		}
-	}
-	if w.register != nil {
-		if _, err := a.cat.Register(ctx, *w.register, w.checks); err != nil {
-			return fmt.Errorf("register service %q: %w", w.id, err)
-		}
-		a.written(w.checks)
-		return nil
-	}
-	for i, c := range w.checks {
-		if _, err := a.cat.PutCheck(ctx, c); err != nil {
-			return fmt.Errorf("put check %q: %w", c.ID, err)
-		}
-		a.written(w.checks[i : i+1])
-	}
-	return nil
-}
-
-// written notes that the catalogue has these outputs.
-func (a *Agent) written(checks []model.Check) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, w := range checks {
-		c := a.checks[w.ID]
-		switch {
-		case c == nil:
-		case c.output == w.Output:
-			c.due = time.Time{}
-		default: // there is a newer one already
-			c.due = time.Now().Add(task.Jitter(outputHold))
-		}
-	}
-}
-
-// confirm notes how a work went, and says whether that settles it for now.
-func (a *Agent) confirm(w work, err error) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	defer a.stir()
-	e := a.entries[w.id]
-	if e == nil || e.version != w.version { // not one of ours, or no more
-		return err == nil
-	}
-	switch {
-	case err == nil:
-		e.confirm()
-	case refused(err):
-		if e.err == nil {
-			e.backoff = task.Backoff{Min: 5 * time.Second, Max: 5 * time.Minute}
-		}
-		e.err, e.until = err, time.Now().Add(e.backoff.Next())
-	default:
-		return false
-	}
-	return true
-}
-
-func (e *entry) confirm() { e.confirmed, e.shown, e.refusal = true, true, refusal{} }
-
-// confirmRest notes that the catalogue has what needed no work.
-func (a *Agent) confirmRest(wants []want, works []work) {
-	busy := map[model.ServiceID]bool{}
-	for _, w := range works {
+// confirmRest notes that the catalogue has what needed no work, and sets alarms
+// for what waits.
+func (a *Agent) confirmRest(wants []want, g agenda) {
+	busy := make(map[model.ServiceID]bool, len(g.works))
+	for _, w := range g.works {
 		busy[w.id] = true
 	}
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	for id, t := range g.later {
+		a.alarms.set(id, t)
+	}
 	for _, w := range wants {
-		e := a.entries[w.inst.ID]
-		if e != nil && e.version == w.version && !busy[w.inst.ID] && !w.holdTo.After(now) {
+		id := w.inst.ID
+		e := a.entries[id]
+		if e != nil && e.version == w.version && !busy[id] && !g.held[id] && !w.holdTo.After(now) {
 			e.confirm()
 		}
 	}
-	a.stir()
+}
+
+func (e *entry) confirm() {
+	e.confirmed, e.shown, e.refusal = true, true, refusal{}
+	e.stir()
 }
