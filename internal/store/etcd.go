@@ -32,6 +32,11 @@ const (
 	// instead of up to 0.5 s. Shorter ones still cost idle CPU time (10 ms: 1.7 %
 	// of a core instead of 0.6 %). Servers that vote with others keep the default.
 	loneTickMs, loneElectionMs = 50, 250
+	// etcd keeps its last entries in memory for members that lag, and replays at the
+	// start what came since its last snapshot. An entry is a whole batch here, so
+	// its defaults (5,000 and 10,000) would be hundreds of megabytes after a load
+	// of writes.
+	catchUpEntries, snapshotEntries = 500, 2500
 	// startLimit bounds etcd's start, replaying its log included.
 	startLimit = 2 * time.Minute
 )
@@ -56,6 +61,7 @@ func startServer(ctx context.Context, dir, name string, fsync bool, log *slog.Lo
 	cfg.InitialCluster = member + "=" + peer.String()
 	cfg.InitialClusterToken = "fairlead"
 	cfg.TickMs, cfg.ElectionMs = loneTickMs, loneElectionMs
+	cfg.SnapshotCatchUpEntries, cfg.SnapshotCount = catchUpEntries, snapshotEntries
 	cfg.UnsafeNoFsync = !fsync
 	cfg.QuotaBackendBytes = quotaBytes
 	// A batch's outer operations and those of any one transaction in it count
