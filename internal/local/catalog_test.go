@@ -8,10 +8,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/fairlead-net/fairlead/internal/local"
 	"github.com/fairlead-net/fairlead/internal/model"
@@ -126,15 +128,14 @@ func (c *catalog) register(i model.Instance, checks []model.Check) error {
 			return nil, refusing("instance belongs to " + string(old.Owner))
 		}
 		list := []state.Change{{Instance: &i}}
-		shown, _ := s.NodeChecks(i.Node)
-		for _, old := range shown {
-			if old.ServiceID == i.ID && mayTake(old.Owner, i.Owner) {
+		for _, old := range s.InstanceChecks(i.Node, i.ID) {
+			if mayTake(old.Owner, i.Owner) {
 				list = append(list, state.Change{Delete: true, Check: old})
 			}
 		}
 		for _, ch := range checks {
-			if at := slices.IndexFunc(shown, func(o *model.Check) bool { return o.ID == ch.ID }); at >= 0 && !mayTake(shown[at].Owner, ch.Owner) {
-				return nil, refusing("check belongs to " + string(shown[at].Owner))
+			if old, _ := s.Check(i.Node, ch.ID); old != nil && !mayTake(old.Owner, ch.Owner) {
+				return nil, refusing("check belongs to " + string(old.Owner))
 			}
 			list = append(list, state.Change{Check: &ch})
 		}
@@ -256,5 +257,52 @@ func expect(t *testing.T, what, got, want string) {
 	t.Helper()
 	if strings.TrimSpace(got) != strings.TrimSpace(want) {
 		t.Errorf("%s:\n%s\nwant:\n%s", what, strings.TrimSpace(got), strings.TrimSpace(want))
+	}
+}
+
+// BenchmarkRegister registers new services from 16 goroutines with an agent that
+// has some already; the catalogue is in memory, the file on a disk.
+func BenchmarkRegister(b *testing.B) {
+	for _, present := range []int{100, 1000, 5000} {
+		b.Run(fmt.Sprint(present), func(b *testing.B) {
+			c := newCatalog()
+			c.sync()
+			a, err := local.Open(config(b.TempDir()), c, c.st)
+			if err != nil {
+				b.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(b.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- a.Run(ctx, func() {}) }()
+			var next atomic.Int64
+			register := func() {
+				id := model.ServiceID(fmt.Sprintf("web-%d", next.Add(1)))
+				reg := service(id, 80, ttl(model.CheckID("check-"+id), time.Hour))
+				reg.Instance.Service = model.ServiceName(id)
+				if warning, err := a.Register(ctx, reg); err != nil || warning != "" {
+					b.Errorf("Register = %q, %v", warning, err)
+				}
+			}
+			all := make(chan struct{})
+			var g errgroup.Group
+			for range 16 {
+				g.Go(func() error {
+					for range all {
+						register()
+					}
+					return nil
+				})
+			}
+			for range present {
+				all <- struct{}{}
+			}
+			for b.Loop() {
+				all <- struct{}{}
+			}
+			close(all)
+			_ = g.Wait() // register tells
+			cancel()
+			<-ended
+		})
 	}
 }

@@ -109,9 +109,7 @@ func (a *Agent) Deregister(ctx context.Context, id model.ServiceID) error {
 // commit brings changes about durably, in memory and in the runner, and wakes
 // the loop that tells the catalogue.
 func (a *Agent) commit(changes ...*change) error {
-	err := a.journal.do(a.apply, changes...)
-	a.wake()
-	return err
+	return a.journal.do(a.apply, changes...)
 }
 
 func (a *Agent) wake() {
@@ -138,6 +136,7 @@ func (a *Agent) apply(batch []*change) {
 		return
 	}
 	starts, stops := a.swap(d.regs, d.touched)
+	a.wake()
 	for _, id := range stops {
 		a.runner.Remove(id)
 	}

@@ -311,3 +311,44 @@ func TestScriptsOfFilesOnly(t *testing.T) {
 		t.Errorf("Declare where scripts are off = %v", err)
 	}
 }
+
+// TestRefusedCheckHoldsUpNoOther of its node or of its service.
+func TestRefusedCheckHoldsUpNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCatalog()
+		c.sync()
+		a := start(t, "", c)
+		defer a.stop()
+		a.register(t, service("web", 80, ttl("web-bad", 24*time.Hour), ttl("web-good", 24*time.Hour)))
+		a.check(t, ttl("node-good", 24*time.Hour))
+		c.setFail(func(call string) error {
+			if strings.Contains(call, "bad") {
+				return refusing("permission denied")
+			}
+			return nil
+		})
+		if warning, err := a.RegisterCheck(context.Background(), ttl("node-bad", 24*time.Hour), ""); err != nil || !strings.Contains(warning, "permission denied") {
+			t.Errorf("RegisterCheck = %q, %v", warning, err)
+		}
+		a.beat(t, "web-bad", model.Passing, "")
+		synctest.Wait()
+		c.take()
+		a.beat(t, "web-good", model.Passing, "")
+		a.beat(t, "node-good", model.Passing, "")
+		synctest.Wait()
+		expect(t, "calls", c.take(), "check node-good=passing; check web-good=passing")
+		if s := a.Status(); len(s.Rejected) != 2 || len(s.Pending) != 1 || s.Error != "" {
+			t.Errorf("Status = %+v", s)
+		}
+		time.Sleep(time.Hour)
+		if n := strings.Count(c.take(), "bad"); n < 20 || n > 80 {
+			t.Errorf("%d tries of two checks in an hour", n)
+		}
+		c.setFail(nil)
+		time.Sleep(6 * time.Minute)
+		expect(t, "calls", c.take(), "check node-bad=critical; check web-bad=passing")
+		if s := a.Status(); len(s.Rejected) != 0 || len(s.Pending) != 0 {
+			t.Errorf("Status = %+v", s)
+		}
+	})
+}

@@ -142,6 +142,9 @@ func (a *Agent) note(r *rounds, err error) {
 // has is not known, and writing would replace good states with first guesses.
 func (a *Agent) pass(ctx context.Context, r *rounds) error {
 	ids := a.takeDirty(r.full)
+	if len(ids) == 0 && !r.full {
+		return nil
+	}
 	a.reap(ids, time.Now())
 	select {
 	case <-a.st.Synced():

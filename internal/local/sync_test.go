@@ -314,3 +314,26 @@ func TestManyAtOnce(t *testing.T) {
 		t.Errorf("%d services after a restart, %d before", n, left)
 	}
 }
+
+// TestForeignChangeAmongOwnOnes: writes of its own do not hide what others change
+// in between.
+func TestForeignChangeAmongOwnOnes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCatalog()
+		c.sync()
+		a := start(t, "", c)
+		defer a.stop()
+		a.register(t, service("victim", 80))
+		for i := range 100 {
+			a.register(t, service(model.ServiceID(fmt.Sprint("own-", i)), 81))
+			if i == 50 {
+				c.put(state.Change{Delete: true, Instance: &model.Instance{Node: me, ID: "victim"}})
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		if i, _ := c.st.Snapshot().Instance(me, "victim"); i == nil {
+			t.Error("what others took away among own writes is still away")
+		}
+	})
+}
