@@ -12,6 +12,10 @@ import (
 // wakeLimit is how long a change may take to wake all watchers.
 const wakeLimit = 20 * time.Second
 
+// heldAfter is how long queries wait before what they cost is read: what they hold, and not what their arrival has left behind. It is
+// shorter than servers wait for the first request of the connection that writes.
+const heldAfter = 6 * time.Second
+
 // watch holds n blocking queries on one service, changes it as often as changes says and adds when the first, the middle and the last
 // query was answered in full, counted from the moment the change was sent. It also adds what the queries cost in memory while parked.
 func watch(ctx context.Context, t *target, n, changes int) error {
@@ -43,6 +47,9 @@ func watch(ctx context.Context, t *target, n, changes int) error {
 			return err
 		}
 		if change == 0 {
+			if err := pause(ctx, heldAfter); err != nil {
+				return err
+			}
 			held, err := rss(t.pid)
 			if err != nil {
 				return err

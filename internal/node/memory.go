@@ -9,11 +9,11 @@ import (
 
 const (
 	// memoryLook is how often the agent looks at what it allocates.
-	memoryLook = 5 * time.Second
+	memoryLook = 2 * time.Second
 	// burstBytes is what has to be allocated since memory was last given back for
 	// that to be worth a collection, and quietBytes what may be in one look for
 	// the burst to be over.
-	burstBytes, quietBytes = 32 << 20, 4 << 20
+	burstBytes, quietBytes = 32 << 20, 2 << 20
 )
 
 // giveBack returns memory to the system after a burst of work is over, until ctx
