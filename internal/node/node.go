@@ -291,6 +291,11 @@ func (a *Agent) problems(ctx context.Context) []string {
 	if st.Leader == "" {
 		all = append(all, "the registry has no leader: nothing can be changed")
 	}
+	if st.Full != "" {
+		all = append(all, "the registry takes no writes: "+st.Full)
+	} else if st.DBInUse > st.Quota/10*7 {
+		all = append(all, fmt.Sprintf("the registry's database has %d of %d MiB in use, behind which writes are refused", st.DBInUse>>20, st.Quota>>20))
+	}
 	for _, alarm := range st.Alarms {
 		all = append(all, "the registry raised the alarm "+alarm)
 	}

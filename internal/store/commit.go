@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -58,6 +59,8 @@ type committer struct {
 	// settled is the newest revision that no unanswered batch needs to look
 	// behind.
 	settled atomic.Int64
+	// under is held while a batch is under way, and by what must not meet one.
+	under sync.Mutex
 }
 
 func newCommitter(q *queue, kv clientv3.KV, server string, gen *atomic.Pointer[generation], stats *counters) *committer {
@@ -107,6 +110,8 @@ func (c *committer) loop(ctx context.Context) error {
 
 // commit sees one batch through: every transaction in it gets its outcome.
 func (c *committer) commit(ctx context.Context, batch []*op) {
+	c.under.Lock()
+	defer c.under.Unlock()
 	c.stats.batches.Add(1)
 	c.stats.ops.Add(uint64(len(batch)))
 	err := c.settle(ctx, batch)
@@ -128,12 +133,22 @@ func (c *committer) commit(ctx context.Context, batch []*op) {
 	}
 }
 
+// catchUp settles what others wrote up to a revision that has been seen: while no
+// batch is under way, the next one will look behind newer ones only.
+func (c *committer) catchUp(rev int64) {
+	if c.under.TryLock() {
+		defer c.under.Unlock()
+		c.settled.Store(max(c.settled.Load(), rev))
+	}
+}
+
 // settle proposes a batch until it is known whether it was applied, and tells
 // each transaction. After an error it has told none.
 func (c *committer) settle(ctx context.Context, batch []*op) error {
 	c.seq++
 	mine := binary.BigEndian.AppendUint64(bytes.Clone(c.run[:]), c.seq)
 	deadline := time.Now().Add(outcomeLimit)
+	met := 0        // how often the outer compare failed
 	var maybe error // why an earlier proposal may yet be, or have been, applied
 	for {
 		gen := c.gen.Load()
@@ -150,10 +165,15 @@ func (c *committer) settle(ctx context.Context, batch []*op) error {
 			}
 			if applied > 0 {
 				c.prev = mine
-				return c.readBack(ctx, batch, applied)
+				return c.readBack(ctx, batch, applied, deadline)
 			}
-			if time.Now().Before(deadline) {
-				continue // not applied, and what stood in the way is known now
+			if time.Now().Before(deadline) && ctx.Err() == nil {
+				// Not applied, and what stood in the way is known now. It stands
+				// there again only if somebody else keeps putting it there.
+				if met++; met > 1 {
+					pause(ctx, retryPause)
+				}
+				continue
 			}
 			return fmt.Errorf("%w: another process writes the batch marker %s", ErrNoLeader, c.key)
 		case refused(err) && maybe == nil:
@@ -251,28 +271,45 @@ func (c *committer) examine(resp *clientv3.TxnResponse, gen *generation, mine []
 // readBack finds the outcomes of a batch that was applied at revision at and
 // whose answer was lost. The sets of its transactions do not meet, so each was
 // decided by what its compares say of the revision before.
-func (c *committer) readBack(ctx context.Context, batch []*op, at int64) error {
+func (c *committer) readBack(ctx context.Context, batch []*op, at int64, deadline time.Time) error {
 	c.stats.readbacks.Add(1)
+	for {
+		held, err := c.heldBefore(ctx, batch, at)
+		if err == nil {
+			c.settled.Store(at)
+			for i, o := range batch {
+				o.finish(held[i], model.Index(at))
+			}
+			return nil
+		}
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			return unknown(fmt.Errorf("read back revision %d: %w", at, err))
+		}
+		pause(ctx, retryPause)
+	}
+}
+
+// heldBefore reports for each transaction of a batch whether its compares held
+// when the batch was applied at revision at.
+func (c *committer) heldBefore(ctx context.Context, batch []*op, at int64) ([]bool, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), attemptLimit)
 	defer cancel()
 	// The copy that was applied may be from before a change of generation.
 	pointer, err := c.kv.Get(ctx, pointerKey, clientv3.WithRev(at-1), clientv3.WithSerializable())
-	if err != nil || len(pointer.Kvs) == 0 {
-		return unknown(fmt.Errorf("read back the generation at revision %d: %w", at, err))
+	if err != nil {
+		return nil, err
+	}
+	if len(pointer.Kvs) == 0 {
+		return nil, errors.New("there was no generation pointer")
 	}
 	prefix := generationPrefix(string(pointer.Kvs[0].Value))
 	held := make([]bool, len(batch))
 	for i, o := range batch {
-		var err error
 		if held[i], err = c.heldAt(ctx, prefix, &o.txn, at-1); err != nil {
-			return unknown(fmt.Errorf("read back revision %d: %w", at, err))
+			return nil, err
 		}
 	}
-	c.settled.Store(at)
-	for i, o := range batch {
-		o.finish(held[i], model.Index(at))
-	}
-	return nil
+	return held, nil
 }
 
 // heldAt reports whether all compares of t held at a revision.

@@ -22,9 +22,6 @@ import (
 )
 
 const (
-	// quotaBytes is where etcd refuses writes and raises its alarm.
-	quotaBytes   = 8 << 30
-	quotaWarning = quotaBytes / 10 * 7
 	// peerPort is the fixed port in the names under which servers find each other.
 	peerPort = "2380"
 	// A lone server has nobody to wait for when it elects itself, so ticks shorter
@@ -37,6 +34,10 @@ const (
 	// its defaults (5,000 and 10,000) would be hundreds of megabytes after a load
 	// of writes.
 	catchUpEntries, snapshotEntries = 500, 2500
+	// logBatches is how many batches the log holds on disk before older ones may
+	// go: at most 1 GiB. In memory a lone server needs none, as no follower has to
+	// catch up; etcd's default, 5,000, is 100 MB of batches with 64 small writes.
+	logBatches, loneCatchUp = 1000, 16
 	// startLimit bounds etcd's start, replaying its log included.
 	startLimit = 2 * time.Minute
 )
@@ -62,8 +63,9 @@ func startServer(ctx context.Context, dir, name string, fsync bool, log *slog.Lo
 	cfg.InitialClusterToken = "fairlead"
 	cfg.TickMs, cfg.ElectionMs = loneTickMs, loneElectionMs
 	cfg.SnapshotCatchUpEntries, cfg.SnapshotCount = catchUpEntries, snapshotEntries
+	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries, cfg.MaxWalFiles, cfg.MaxSnapFiles = logBatches, loneCatchUp, 2, 2
 	cfg.UnsafeNoFsync = !fsync
-	cfg.QuotaBackendBytes = quotaBytes
+	cfg.QuotaBackendBytes = -1 // room keeps to the quota
 	// A batch's outer operations and those of any one transaction in it count
 	// together, and the outer ones include the marker.
 	cfg.MaxTxnOps = maxBatchOps + MaxTxnOps + 8

@@ -17,7 +17,7 @@ import (
 const childDir = "FAIRLEAD_STORE_TEST_DIR"
 
 // inChild runs the calling test again in a process of its own, alone in a new
-// network namespace whose only interface is a loopback that is down. It returns
+// network namespace, whose only interface is a loopback that is down, and a mount namespace. It returns
 // that process's output, and whether this is the child.
 func inChild(t *testing.T, dir string) (out string, child bool) {
 	t.Helper()
@@ -26,7 +26,7 @@ func inChild(t *testing.T, dir string) (out string, child bool) {
 	}
 	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=60s")
 	cmd.Env = append(os.Environ(), childDir+"="+dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
 	if os.Geteuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getuid(), HostID: os.Getuid(), Size: 1}}

@@ -63,7 +63,7 @@ func (s *Store) Restore(ctx context.Context, in io.Reader) (model.SnapshotMeta, 
 		return meta, 0, err
 	}
 	defer file.Close()
-	if err := s.room(r, meta); err != nil {
+	if err := s.fits(r, meta); err != nil {
 		return meta, 0, err
 	}
 	at, err := s.replace(ctx, r, file)
@@ -109,14 +109,17 @@ func (c *capped) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// room refuses what would not fit beside the generation in force: at its quota
-// etcd stops taking writes of any kind.
-func (s *Store) room(r *running, meta model.SnapshotMeta) error {
+// fits refuses what has no room beside the generation in force.
+func (s *Store) fits(r *running, meta model.SnapshotMeta) error {
 	const perRecord = 256 // revision, bookkeeping, free space within pages
 	need := meta.Bytes + int64(meta.Records)*perRecord
 	b := r.server.Server.Backend()
 	free := b.Size() - b.SizeInUse()
-	if b.Size()+max(need-free, 0) > quotaBytes/10*9 {
+	grows := max(need-free, 0)
+	if free := s.room.diskFree.Load(); grows > free-diskReserve {
+		return fmt.Errorf("%w: the snapshot needs %d bytes more, and of the %d bytes that its file system has left %d are kept", ErrNoSpace, grows, free, diskReserve)
+	}
+	if b.SizeInUse()+need > s.room.quota/10*9 {
 		return fmt.Errorf("%w: the snapshot needs %d bytes beside the present content, of which there are %d", ErrNoSpace, need, b.SizeInUse())
 	}
 	return nil
@@ -129,6 +132,13 @@ func (s *Store) replace(ctx context.Context, r *running, file io.Reader) (model.
 		return 0, err
 	}
 	defer s.tidy()
+	var leases []int64
+	var lost bool
+	defer func() { // behind release: no late step can put them in force then
+		if lost {
+			j.drop(context.WithoutCancel(ctx), leases)
+		}
+	}()
 	defer release()
 	if err := j.look(ctx); err != nil {
 		return 0, err
@@ -139,12 +149,14 @@ func (s *Store) replace(ctx context.Context, r *running, file io.Reader) (model.
 	if err := j.flush(ctx); err != nil {
 		return 0, err
 	}
-	leases, err := j.revive(ctx)
+	leases, err = j.revive(ctx)
 	if err != nil {
+		lost = true
 		return 0, err
 	}
 	at, err := j.finish(ctx)
 	if err != nil {
+		lost = !errors.Is(err, ErrUnknownOutcome) // else the sessions may be in force
 		return 0, err
 	}
 	j.renew(context.WithoutCancel(ctx), leases)
@@ -300,7 +312,8 @@ func (j *restore) step(ctx context.Context, ifs []clientv3.Cmp, then []clientv3.
 	return nil, readError(ctx, err)
 }
 
-// revive gives every session with a TTL a mark on a lease of its own.
+// revive gives every session with a TTL a mark on a lease of its own. It also
+// returns the leases that it granted before it failed.
 func (j *restore) revive(ctx context.Context) (leases []int64, err error) {
 	for some := range slices.Chunk(j.sessions, chunkOps/2) {
 		granted := make([]int64, len(some))
@@ -312,22 +325,37 @@ func (j *restore) revive(ctx context.Context) (leases []int64, err error) {
 				return err
 			})
 		}
-		if err := g.Wait(); err != nil {
-			return nil, err
+		err := g.Wait()
+		leases = append(leases, granted...)
+		if err != nil {
+			return leases, err
 		}
 		for i := range some {
 			value, err := Encode(model.Alive{Session: some[i].ID, Lease: granted[i], Stamp: model.Stamp{Owner: model.OwnerServers}})
 			if err != nil {
-				return nil, err
+				return leases, err
 			}
 			put := clientv3.OpPut(j.prefix()+AliveKey(some[i].ID), string(value), clientv3.WithLease(clientv3.LeaseID(granted[i])))
 			if err := j.add(ctx, put); err != nil {
-				return nil, err
+				return leases, err
 			}
 		}
-		leases = append(leases, granted...)
 	}
 	return leases, j.flush(ctx)
+}
+
+// drop gives up the leases of a restore that has failed.
+func (j *restore) drop(ctx context.Context, leases []int64) {
+	var g errgroup.Group
+	g.SetLimit(parallelLeases)
+	for _, lease := range leases {
+		if lease != 0 {
+			g.Go(func() error { return j.store.RevokeLease(ctx, lease) })
+		}
+	}
+	if err := g.Wait(); err != nil { // they run out by themselves
+		j.store.cfg.Log.Warn("give up the leases of a restore that failed", "error", err)
+	}
 }
 
 // renew starts the sessions' time anew, since it has run since they were revived.

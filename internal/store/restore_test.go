@@ -335,10 +335,10 @@ func TestBadArchivesChangeNothing(t *testing.T) {
 func TestNoRoom(t *testing.T) {
 	s := startSite(t)
 	r := s.running.Load()
-	if err := s.room(r, model.SnapshotMeta{Bytes: quotaBytes}); !errors.Is(err, ErrNoSpace) {
+	if err := s.fits(r, model.SnapshotMeta{Bytes: quotaBytes}); !errors.Is(err, ErrNoSpace) {
 		t.Errorf("a snapshot as large as the quota: %v", err)
 	}
-	if err := s.room(r, model.SnapshotMeta{Bytes: 1 << 30, Records: 1 << 20}); err != nil {
+	if err := s.fits(r, model.SnapshotMeta{Bytes: 1 << 30, Records: 1 << 20}); err != nil {
 		t.Errorf("a large one: %v", err)
 	}
 }

@@ -22,8 +22,14 @@ type Status struct {
 	// Generation names the set of keys in force.
 	Generation string
 	// DBSize and DBInUse are the database's size on disk and its used part;
-	// Quota is where writes are refused. All in bytes.
-	DBSize, DBInUse, Quota int64
+	// Quota is how much may be used before writes are refused, DiskFree what its
+	// file system has left. All in bytes.
+	DBSize, DBInUse, Quota, DiskFree int64
+	// Full says what is full and what to do while writes are refused for it; else
+	// it is empty.
+	Full string
+	// Compacted is the index behind which no older content can be read any more.
+	Compacted model.Index
 	// Alarms are etcd's, such as "NOSPACE".
 	Alarms []string
 	Stats  Stats
@@ -40,12 +46,15 @@ type Stats struct {
 	Splits      uint64 // batches that etcd refused whole
 	Reloads     uint64 // watches that broke
 	Compactions uint64
-	Unreadable  uint64 // records that could not be decoded
+	// Defragmentations counts how often the database was rewritten.
+	Defragmentations uint64
+	Unreadable       uint64 // records that could not be decoded
 }
 
 type counters struct {
 	batches, ops, conflicts, refusals, retries          atomic.Uint64
 	readbacks, splits, reloads, compactions, unreadable atomic.Uint64
+	defragmentations                                    atomic.Uint64
 }
 
 func (c *counters) snapshot() Stats {
@@ -53,7 +62,7 @@ func (c *counters) snapshot() Stats {
 		Batches: c.batches.Load(), Ops: c.ops.Load(), Conflicts: c.conflicts.Load(),
 		Refusals: c.refusals.Load(), Retries: c.retries.Load(), Readbacks: c.readbacks.Load(),
 		Splits: c.splits.Load(), Reloads: c.reloads.Load(), Compactions: c.compactions.Load(),
-		Unreadable: c.unreadable.Load(),
+		Unreadable: c.unreadable.Load(), Defragmentations: c.defragmentations.Load(),
 	}
 }
 
@@ -65,7 +74,10 @@ func (s *Store) HasLeader() bool {
 
 // Status reads the store's state from memory; it never waits.
 func (s *Store) Status() Status {
-	st := Status{Quota: quotaBytes, Stats: s.stats.snapshot()}
+	st := Status{Quota: s.room.quota, Compacted: model.Index(s.compacted.Load()), Stats: s.stats.snapshot()}
+	if full := s.room.full.Load(); full != nil {
+		st.Full = full.Error()
+	}
 	r := s.running.Load()
 	if r == nil {
 		return st
@@ -91,6 +103,7 @@ func (s *Store) Status() Status {
 	if g := s.gen.Load(); g != nil {
 		st.Generation = g.name
 	}
+	st.DiskFree = s.room.diskFree.Load()
 	st.DBSize, st.DBInUse = srv.Backend().Size(), srv.Backend().SizeInUse()
 	for _, a := range srv.Alarms() {
 		st.Alarms = append(st.Alarms, a.Alarm.String())

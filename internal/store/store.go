@@ -57,6 +57,7 @@ type Store struct {
 	queue *queue
 	stats counters
 	pins  pins
+	room  room
 	gen   atomic.Pointer[generation]
 	// up closes when running is set, ended when Run has returned.
 	up, ended chan struct{}
@@ -66,6 +67,8 @@ type Store struct {
 	litter    chan struct{} // holds one: there may be generations to remove
 
 	compactEvery time.Duration
+	defragAbove  int64        // free bytes in the database
+	compacted    atomic.Int64 // the revision behind which none can be read any more
 	// prepare changes the parts of a running store before they are used, and
 	// beforeFlip runs each time that a restored generation is complete; tests
 	// set them.
@@ -84,10 +87,13 @@ type running struct {
 
 // New returns a store that will keep st up to date. It starts nothing.
 func New(cfg Config, st Applier) *Store {
-	return &Store{
+	s := &Store{
 		cfg: cfg, state: st, queue: newQueue(), compactEvery: compactEvery, litter: make(chan struct{}, 1),
+		defragAbove: defragBytes, room: room{quota: quotaBytes, free: freeBytes},
 		up: make(chan struct{}), ended: make(chan struct{}),
 	}
+	s.room.diskFree.Store(diskUnknown)
+	return s
 }
 
 // Run claims the data directory, starts etcd, loads state, calls ready and then
@@ -109,6 +115,10 @@ func (s *Store) Run(ctx context.Context, ready func()) (err error) {
 	cli := v3client.New(srv.Server)
 	defer cli.Close()
 
+	s.room.dir = dir.dir
+	if err := disarm(ctx, cli); err != nil {
+		return orStopped(ctx, err)
+	}
 	r := &running{server: srv, cli: cli, dir: dir.dir}
 	r.commit = newCommitter(s.queue, cli.KV, s.cfg.Name, &s.gen, &s.stats)
 	r.follow = &follower{cli: cli, state: s.state, log: s.cfg.Log, gen: &s.gen, stats: &s.stats}
@@ -124,6 +134,7 @@ func (s *Store) Run(ctx context.Context, ready func()) (err error) {
 	if err := s.abandon(ctx, cli); err != nil {
 		return orStopped(ctx, err)
 	}
+	s.lookForRoom(r)
 	s.running.Store(r)
 	defer s.running.Store(nil)
 	close(s.up)
@@ -132,7 +143,7 @@ func (s *Store) Run(ctx context.Context, ready func()) (err error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.commit.loop(ctx) })
 	g.Go(func() error { return r.follow.loop(ctx) })
-	g.Go(func() error { return s.compact(ctx, r) })
+	g.Go(func() error { return s.keepRoom(ctx, r) })
 	g.Go(func() error { return s.sweep(ctx, r) })
 	g.Go(func() error { return srv.watchOver(ctx) })
 	return g.Wait()
@@ -155,6 +166,9 @@ func (s *Store) Commit(ctx context.Context, t Txn) (Result, error) {
 		return Result{}, err
 	}
 	if t.writes() {
+		if err := s.room.admit(&t); err != nil {
+			return Result{}, err
+		}
 		return s.queue.do(ctx, t)
 	}
 	r, err := s.run(ctx)
@@ -193,36 +207,4 @@ func (s *Store) run(ctx context.Context) (*running, error) {
 		return r, nil
 	}
 	return nil, ErrClosed
-}
-
-// compact drops old revisions now and then: those behind what state showed and
-// what was settled one interval ago, which leaves other servers that long to
-// catch up.
-func (s *Store) compact(ctx context.Context, r *running) error {
-	tick := time.NewTicker(s.compactEvery)
-	defer tick.Stop()
-	var done, next int64
-	var warned bool
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		if next = s.pins.oldest(next); next > done {
-			if _, err := r.cli.Compact(ctx, next); err != nil && ctx.Err() == nil {
-				s.cfg.Log.Warn("compaction failed", "index", next, "error", err)
-			} else {
-				s.stats.compactions.Add(1)
-				done = next
-			}
-		}
-		next = min(r.follow.applied.Load(), r.commit.settled.Load())
-		if used := r.server.Server.Backend().SizeInUse(); used < quotaWarning {
-			warned = false
-		} else if !warned {
-			warned = true
-			s.cfg.Log.Warn("the database nears its quota, behind which writes are refused", "bytes", used, "quota", int64(quotaBytes))
-		}
-	}
 }

@@ -21,8 +21,9 @@ var (
 	// ErrInvalidTxn: the transaction contradicts itself, for instance by putting
 	// a key that it also deletes; nothing was written.
 	ErrInvalidTxn = errors.New("invalid transaction")
-	// ErrNoSpace: the database has reached its quota; nothing was written.
-	ErrNoSpace = errors.New("database quota exceeded")
+	// ErrNoSpace: the database has reached its quota, or the disk is full; nothing
+	// was written, and what only deletes is still taken.
+	ErrNoSpace = errors.New("no room for the write")
 	// ErrClosed: the store has ended; nothing was written.
 	ErrClosed = errors.New("store is closed")
 	// ErrLocked: another process uses the data directory.
