@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/registry"
@@ -281,6 +282,15 @@ func TestOutcomes(t *testing.T) {
 		if ok || !errors.Is(err, store.ErrUnknownOutcome) {
 			t.Errorf("ok %v, error %v; want ErrUnknownOutcome and never a refusal", ok, err)
 		}
+	})
+	t.Run("written and never visible", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			e := setup(t)
+			e.hold()
+			if _, err := e.Register(t.Context(), web("n1", "w1"), nil); !errors.Is(err, store.ErrUnknownOutcome) {
+				t.Errorf("error %v; want an unknown outcome", err)
+			}
+		})
 	})
 	t.Run("written but not visible in time", func(t *testing.T) {
 		e := setup(t)

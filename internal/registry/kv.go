@@ -10,8 +10,12 @@ import (
 	"github.com/fairlead-net/fairlead/internal/store"
 )
 
-// MaxValue is the limit of a KV value, in bytes.
-const MaxValue = 512 << 10
+// Limits of a KV entry, in bytes. The end of a session names every key that it
+// holds several times over in one transaction, and one always has to fit.
+const (
+	MaxValue = 512 << 10
+	MaxKey   = maxChunkBytes
+)
 
 // errMismatch is the refusal of a compare-and-set; callers see false.
 var errMismatch = errors.New("modified meanwhile")

@@ -28,6 +28,10 @@ import (
 // maxRounds is how often a write is planned anew after a conflict.
 const maxRounds = 5
 
+// showLimit is how long this node's state may take to show a write. It takes
+// milliseconds; only a state that stands still takes longer.
+const showLimit = 10 * time.Second
+
 // Committer commits transactions and keeps leases: a store, or what forwards to
 // one.
 type Committer interface {
@@ -103,7 +107,7 @@ func (r *Registry) write(ctx context.Context, what string, planFor func(*state.S
 		if err != nil {
 			return 0, fmt.Errorf("%s: %w", what, err)
 		}
-		newer, err := r.st.Wait(ctx, res.Index)
+		newer, err := r.shown(ctx, res.Index)
 		switch {
 		case err != nil && res.OK && p.refusal == nil:
 			return res.Index, fmt.Errorf("%s: written at index %d, which this node does not show yet: %w", what, res.Index, err)
@@ -119,4 +123,16 @@ func (r *Registry) write(ctx context.Context, what string, planFor func(*state.S
 		snap = newer
 	}
 	return 0, fmt.Errorf("%s: %w", what, ErrConflict)
+}
+
+// shown waits until this node's state shows an index. A write that it does not
+// show in time is one of unknown outcome.
+func (r *Registry) shown(ctx context.Context, at model.Index) (*state.Snapshot, error) {
+	short, cancel := context.WithTimeout(ctx, showLimit)
+	defer cancel()
+	snap, err := r.st.Wait(short, at)
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: %w", store.ErrUnknownOutcome, err)
+	}
+	return snap, err
 }

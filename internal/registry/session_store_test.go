@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -363,5 +364,31 @@ func TestLeaderLockPassesOn(t *testing.T) {
 	})
 	if !lead(second) {
 		t.Error("the second does not lead")
+	}
+}
+
+// The end of a session that holds entries with the longest keys fits in transactions.
+func TestLongestKeys(t *testing.T) {
+	r := startSite(t, "").regs[0]
+	key := strings.Repeat("k", registry.MaxKey-1)
+	if _, _, err := r.PutKV(t.Context(), model.KV{Key: key + "kk"}, nil); !errors.Is(err, registry.ErrInvalid) {
+		t.Errorf("a longer key: %v", err)
+	}
+	for _, behavior := range []model.SessionBehavior{model.SessionRelease, model.SessionDelete} {
+		id, _, err := r.CreateSession(t.Context(), model.Session{Node: "n1", NodeChecks: []model.CheckID{}, Behavior: behavior, LockDelay: time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 3 {
+			if ok, _, err := r.LockKV(t.Context(), model.KV{Key: key + strconv.Itoa(i), Session: id}); err != nil || !ok {
+				t.Fatalf("lock: %v, %v", ok, err)
+			}
+		}
+		if _, err := r.DestroySession(t.Context(), id); err != nil {
+			t.Errorf("end: %v", err)
+		}
+		if _, err := r.DeleteKVTree(t.Context(), ""); err != nil {
+			t.Error(err)
+		}
 	}
 }

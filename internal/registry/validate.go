@@ -171,6 +171,9 @@ func validateKey(key string) error {
 	if key == "" {
 		return invalid("key", "is missing; name one")
 	}
+	if len(key) > MaxKey {
+		return invalid("key", "has %d bytes; the limit is %d", len(key), MaxKey)
+	}
 	return nil
 }
 
