@@ -137,6 +137,9 @@ func (r *reader) entry(name string, size, limit int64) ([]byte, error) {
 	if r.left -= size; r.bounded && r.left < 0 {
 		return nil, ErrTooLarge
 	}
+	if r.sums.Len() > maxSums {
+		return nil, damaged("it has more entries than its checksums may name")
+	}
 	if int64(cap(r.buf)) < size {
 		r.buf = make([]byte, size)
 	}
