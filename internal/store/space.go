@@ -33,6 +33,9 @@ const (
 	// A database is rewritten when more than defragBytes of it, and more than
 	// half, are free.
 	defragBytes = 256 << 20
+	// defragInUse bounds what is copied, and by that how long commits wait: about
+	// 14 ms a MiB. Beyond it only a full disk is a reason.
+	defragInUse = 512 << 20
 	// hurry is how often old revisions are dropped while there is no room.
 	hurry = time.Second
 )
@@ -238,12 +241,12 @@ func (c *compaction) step(ctx context.Context) {
 func (s *Store) defragment(r *running) error {
 	b := r.server.Server.Backend()
 	size, inUse := b.Size(), b.SizeInUse()
-	least := s.defragAbove
+	least, most := s.defragAbove, int64(defragInUse)
 	if full := s.room.full.Load(); full != nil && full.disk {
-		least = min(least, diskEnough-diskReserve)
+		least, most = min(least, diskEnough-diskReserve), math.MaxInt64
 	}
 	switch unused := size - inUse; {
-	case unused <= least, unused <= size/2, len(r.server.Server.Cluster().Members()) > 1:
+	case unused <= least, unused <= size/2, inUse > most, len(r.server.Server.Cluster().Members()) > 1:
 		return nil
 	case s.room.diskFree.Load() < inUse+inUse/8+16<<20:
 		return nil // no room for the copy
