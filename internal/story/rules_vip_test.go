@@ -91,7 +91,7 @@ func TestUDPClientKeepsItsInstance(t *testing.T) {
 	}
 	t.Logf("%d sockets lost %s; the last datagram that it answered after its deregistration was sent %v later", used[victim], victim, last)
 	for kind, after := range last {
-		if after > time.Second {
+		if after > settleLimit {
 			t.Errorf("%s was still used by a %s socket %v after its deregistration", victim, kind, after)
 		}
 	}
