@@ -123,7 +123,8 @@ func TestFlushedRulesReturn(t *testing.T) {
 	flowing(t, 300, load)
 	all := finish(t, load)
 
-	bad := slices.DeleteFunc(failed(all), func(c try) bool { return c.Start < flushed })
+	// One that was under way is disturbed by the flush as well.
+	bad := slices.DeleteFunc(failed(all), func(c try) bool { return c.Start+c.Took < flushed })
 	back := lastStart(bad, flushed)
 	t.Logf("after nft flush ruleset %d new connections to the published port failed, the last %v later", len(bad), back)
 	if back > time.Second {
