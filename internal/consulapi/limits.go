@@ -35,7 +35,7 @@ type Limits struct {
 	// comes.
 	HeaderTimeout, BodyTimeout time.Duration
 	// StallTimeout is how long a client may not take, or not send, anything of
-	// what is under way; 0 means DefaultStall.
+	// what is under way; 0 means 30 s.
 	StallTimeout time.Duration
 	Log          *slog.Logger
 }
@@ -44,11 +44,7 @@ type Limits struct {
 const (
 	DefaultMaxWrites   = 4096
 	DefaultHeaderBytes = 64 << 10
-	DefaultStall       = 30 * time.Second
 )
-
-// KeepAlive is how long a connection may be without a request.
-const KeepAlive = 2 * time.Minute
 
 const (
 	// spareConns over the limit are taken to be told so; what comes beyond is
@@ -56,6 +52,7 @@ const (
 	spareConns = 16
 	// maxBuckets bounds how many clients' rates are remembered.
 	maxBuckets = 20_000
+	keepAlive  = 2 * time.Minute
 	// writePiece is how much of an answer a client must take within StallTimeout.
 	writePiece = 64 << 10
 )
@@ -84,7 +81,7 @@ func NewGuard(l Limits) *Guard {
 	l.HeaderBytes = cmp.Or(l.HeaderBytes, DefaultHeaderBytes)
 	l.HeaderTimeout = cmp.Or(l.HeaderTimeout, 10*time.Second)
 	l.BodyTimeout = cmp.Or(l.BodyTimeout, time.Minute)
-	l.StallTimeout = cmp.Or(l.StallTimeout, DefaultStall)
+	l.StallTimeout = cmp.Or(l.StallTimeout, 30*time.Second)
 	if l.Log == nil {
 		l.Log = slog.Default()
 	}
@@ -92,11 +89,10 @@ func NewGuard(l Limits) *Guard {
 }
 
 // Server returns a server of next within the limits. Its hooks for connections are
-// taken. A connection that a handler takes from it counts until Left is called;
-// one that comes back, as its method Returned says, is not counted again.
+// taken.
 func (g *Guard) Server(next http.Handler) *http.Server {
 	srv := &http.Server{
-		Handler: g.Handler(next), ReadHeaderTimeout: g.l.HeaderTimeout, IdleTimeout: KeepAlive, MaxHeaderBytes: g.l.HeaderBytes,
+		Handler: g.Handler(next), ReadHeaderTimeout: g.l.HeaderTimeout, IdleTimeout: keepAlive, MaxHeaderBytes: g.l.HeaderBytes,
 	}
 	if g.l.ConnsPerClient > 0 {
 		srv.ConnContext, srv.ConnState = g.connect, g.connState
@@ -106,9 +102,6 @@ func (g *Guard) Server(next http.Handler) *http.Server {
 
 // connect counts a connection, and marks one over its client's limit.
 func (g *Guard) connect(ctx context.Context, c net.Conn) context.Context {
-	if _, back := c.(interface{ Returned() }); back {
-		return ctx
-	}
 	switch n := g.count(c, 1); {
 	case n <= g.l.ConnsPerClient:
 		return ctx
@@ -120,14 +113,7 @@ func (g *Guard) connect(ctx context.Context, c net.Conn) context.Context {
 
 // connState is told of each connection's end once.
 func (g *Guard) connState(c net.Conn, s http.ConnState) {
-	if s == http.StateClosed {
-		g.count(c, -1)
-	}
-}
-
-// Left is told that a connection ended which a handler had taken.
-func (g *Guard) Left(c net.Conn) {
-	if g.l.ConnsPerClient > 0 {
+	if s == http.StateClosed || s == http.StateHijacked {
 		g.count(c, -1)
 	}
 }

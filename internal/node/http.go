@@ -14,9 +14,9 @@ import (
 )
 
 // handler is everything the agent answers over HTTP.
-func (a *Agent) handler(lot consulapi.Lot) http.Handler {
+func (a *Agent) handler() http.Handler {
 	mux := http.NewServeMux()
-	consul := a.consul(lot)
+	consul := a.consul()
 	own := nativeapi.Config{State: a.state, Status: a.status, Classify: httpStatus, Log: a.log}
 	if p := a.plane; p != nil {
 		own.Networks, own.Workloads, own.Host = p.endpoints, p.workloads, p.host
@@ -53,13 +53,13 @@ func (a *Agent) handler(lot consulapi.Lot) http.Handler {
 }
 
 // consul is the Consul-compatible API.
-func (a *Agent) consul(lot consulapi.Lot) http.Handler {
+func (a *Agent) consul() http.Handler {
 	servers := cluster{store: a.store, node: a.self, addr: a.cfg.Advertise + ":" + leaderPort, began: time.Now(), stale: a.staleFor}
 	deps := consulapi.Deps{
 		Reader: a.state, Agent: a.local, Writer: a.registry, Cluster: servers,
 		Sessions: a.registry, Transactor: a.registry, Queries: a.registry, Events: a.events, ACLs: a.registry,
 		Catalogue: a.registry, Settings: a.registry, Servers: servers, Leaves: a.leaves,
-		Process: agentProcess{a}, Tokens: agentProcess{a}, Metrics: a.metrics, Logs: a.logs, Snapshots: a.store, Lot: lot,
+		Process: agentProcess{a}, Tokens: agentProcess{a}, Metrics: a.metrics, Logs: a.logs, Snapshots: a.store,
 	}
 	if a.tokens != nil {
 		deps.Authority = a.tokens

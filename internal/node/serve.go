@@ -21,7 +21,6 @@ import (
 	"github.com/fairlead-net/fairlead/internal/ipam"
 	"github.com/fairlead-net/fairlead/internal/model"
 	"github.com/fairlead-net/fairlead/internal/netdrv"
-	"github.com/fairlead-net/fairlead/internal/parking"
 	"github.com/fairlead-net/fairlead/internal/registry"
 	"github.com/fairlead-net/fairlead/internal/store"
 	"github.com/fairlead-net/fairlead/internal/workload"
@@ -36,13 +35,10 @@ func (a *Agent) serve(ctx context.Context, ready func()) error {
 	}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	guard := consulapi.NewGuard(consulapi.Limits{ConnsPerClient: a.cfg.HTTPMaxConns, RatePerClient: float64(a.cfg.HTTPRateLimit), Log: a.log})
-	lot := parking.New(parking.Config{Idle: consulapi.KeepAlive, Stall: consulapi.DefaultStall, Grace: shutdownGrace, Left: guard.Left, Log: a.log})
-	srv := guard.Server(a.handler(lot))
+	srv := consulapi.NewGuard(consulapi.Limits{
+		ConnsPerClient: a.cfg.HTTPMaxConns, RatePerClient: float64(a.cfg.HTTPRateLimit), Log: a.log,
+	}).Server(a.handler())
 	srv.BaseContext = func(net.Listener) context.Context { return base }
-	parked := make(chan error, 1)
-	go func() { parked <- lot.Run(base) }()
-	listeners = append(listeners, lot) // where connections come back
 	served := make(chan error, len(listeners))
 	for _, l := range listeners {
 		go func() { served <- srv.Serve(l) }()
@@ -52,8 +48,7 @@ func (a *Agent) serve(ctx context.Context, ready func()) error {
 	a.log.Info("agent is ready", "http", listeners[0].Addr().String(), "https", a.cfg.HTTPSAddr)
 	select {
 	case err := <-served:
-		cancel()
-		return errors.Join(fmt.Errorf("serve HTTP: %w", err), srv.Close(), <-parked)
+		return errors.Join(fmt.Errorf("serve HTTP: %w", err), srv.Close())
 	case <-ctx.Done():
 	}
 	a.ready.Store(false)
@@ -63,7 +58,6 @@ func (a *Agent) serve(ctx context.Context, ready func()) error {
 	if err = srv.Shutdown(end); err != nil {
 		err = srv.Close()
 	}
-	err = errors.Join(err, <-parked)
 	for range listeners {
 		if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
 			err = errors.Join(err, serr)
@@ -225,7 +219,6 @@ func (a *Agent) openMetrics() error {
 		count("store_operations_total", "Writes committed in them.", func() float64 { return float64(stats().Ops) }),
 		count("store_conflicts_total", "Writes that waited for a later batch.", func() float64 { return float64(stats().Conflicts) }),
 	}
-	all = append(all, a.storeMetrics()...)
 	if a.plane != nil {
 		all = append(all, a.plane.metrics()...)
 	}

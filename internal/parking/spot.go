@@ -1,7 +1,6 @@
 package parking
 
 import (
-	"errors"
 	"net"
 	"syscall"
 	"time"
@@ -76,9 +75,9 @@ func (s *spot) peek() (more, left bool) {
 		for {
 			n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
 			switch {
-			case errors.Is(err, unix.EINTR):
+			case err == unix.EINTR:
 				continue
-			case errors.Is(err, unix.EAGAIN):
+			case err == unix.EAGAIN:
 			case err != nil || n == 0:
 				left = true
 			default:
@@ -129,9 +128,9 @@ func (s *spot) write(b []byte) (n int, err error) {
 			m, err = unix.Write(int(fd), b[n:])
 			n += max(m, 0)
 			switch {
-			case errors.Is(err, unix.EINTR):
+			case err == unix.EINTR:
 				err = nil
-			case errors.Is(err, unix.EAGAIN):
+			case err == unix.EAGAIN:
 				err = nil
 				return true
 			case err != nil:
