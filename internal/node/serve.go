@@ -201,24 +201,14 @@ func count(name, help string, f func() float64) prometheus.Collector {
 // openMetrics registers what /metrics shows.
 func (a *Agent) openMetrics() error {
 	a.metrics = prometheus.NewRegistry()
-	stats := func() store.Stats { return a.store.Status().Stats }
 	all := []prometheus.Collector{
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		gauge("state_index", "Revision of the newest snapshot.", func() float64 { return float64(a.state.Snapshot().Index()) }),
 		gauge("services", "Services in the catalogue.", func() float64 { return float64(servicesIn(a.state.Snapshot())) }),
 		gauge("endpoints", "Endpoints in the catalogue.", func() float64 { e, _ := a.state.Snapshot().Endpoints(); return float64(len(e)) }),
-		gauge("store_size_bytes", "Size of the registry's database.", func() float64 { return float64(a.store.Status().DBSize) }),
-		gauge("store_has_leader", "1 while the registry has a leader.", func() float64 {
-			if a.store.Status().Leader == "" {
-				return 0
-			}
-			return 1
-		}),
-		count("store_batches_total", "Transactions proposed to the log.", func() float64 { return float64(stats().Batches) }),
-		count("store_operations_total", "Writes committed in them.", func() float64 { return float64(stats().Ops) }),
-		count("store_conflicts_total", "Writes that waited for a later batch.", func() float64 { return float64(stats().Conflicts) }),
 	}
+	all = append(all, a.storeMetrics()...)
 	if a.plane != nil {
 		all = append(all, a.plane.metrics()...)
 	}
