@@ -100,6 +100,12 @@ var sentinels = map[string]sentinel{
 	"store.ErrClosed":         {store.ErrClosed, 503, ""},
 	"store.ErrLocked":         {store.ErrLocked, internal, "it ends the start"},
 	"store.ErrDir":            {store.ErrDir, internal, "it ends the start"},
+	"store.ErrUnknownServer":  {store.ErrUnknownServer, 404, ""},
+	"store.ErrLastServer":     {store.ErrLastServer, 409, ""},
+	"store.ErrLearner":        {store.ErrLearner, 409, ""},
+	"store.ErrQuorum":         {store.ErrQuorum, 409, ""},
+	"store.ErrNotLeader":      {store.ErrNotLeader, 503, ""},
+	"store.ErrRemoved":        {store.ErrRemoved, internal, "it ends the agent"},
 
 	"local.ErrInvalid":        {local.ErrInvalid, 400, ""},
 	"local.ErrScripts":        {local.ErrScripts, internal, "workloads have no script checks"},

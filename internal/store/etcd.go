@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -42,18 +41,17 @@ const (
 	startLimit = 2 * time.Minute
 )
 
-// server is one running etcd member without listeners.
+// server is one running etcd member.
 type server struct {
 	*embed.Etcd
 }
 
-// startServer starts a lone member that keeps its data in dir and waits until it
-// serves. It listens on nothing: its client lives in this process, and peers
-// come with a cluster of several. etcd panics on damaged data; that becomes an
-// error here.
-func startServer(ctx context.Context, dir, name string, fsync bool, log *slog.Logger) (_ *server, err error) {
-	member := memberName(name)
-	peer := url.URL{Scheme: "https", Host: net.JoinHostPort(member+".peer.internal", peerPort)}
+// startServer starts the member that keeps its data in dir and waits until it
+// serves. A lone one listens on nothing: its client lives in this process. etcd
+// panics on damaged data; that becomes an error here.
+func startServer(ctx context.Context, dir string, sc Config) (_ *server, err error) {
+	member := memberName(sc.Name)
+	peer := peerURL(member)
 	cfg := embed.NewConfig()
 	cfg.Name = member
 	cfg.Dir = filepath.Join(dir, "etcd")
@@ -64,7 +62,7 @@ func startServer(ctx context.Context, dir, name string, fsync bool, log *slog.Lo
 	cfg.TickMs, cfg.ElectionMs = loneTickMs, loneElectionMs
 	cfg.SnapshotCatchUpEntries, cfg.SnapshotCount = catchUpEntries, snapshotEntries
 	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries, cfg.MaxWalFiles, cfg.MaxSnapFiles = logBatches, loneCatchUp, 2, 2
-	cfg.UnsafeNoFsync = !fsync
+	cfg.UnsafeNoFsync = sc.Dir == ""
 	cfg.QuotaBackendBytes = -1 // room keeps to the quota
 	// A batch's outer operations and those of any one transaction in it count
 	// together, and the outer ones include the marker.
@@ -76,7 +74,10 @@ func startServer(ctx context.Context, dir, name string, fsync bool, log *slog.Lo
 	cfg.WarningApplyDuration = 500 * time.Millisecond
 	cfg.WarningUnaryRequestDuration = time.Second
 	cfg.LogLevel = "warn"
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(log))
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(sc.Log))
+	if sc.Cluster != nil {
+		sc.Cluster.configure(cfg)
+	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDir, err)
 	}
@@ -91,7 +92,13 @@ func startServer(ctx context.Context, dir, name string, fsync bool, log *slog.Lo
 	defer limit.Stop()
 	select {
 	case <-e.Server.ReadyNotify():
-		return &server{e}, nil
+		srv := &server{e}
+		if sc.Cluster == nil {
+			return srv, nil
+		}
+		if err = sc.Cluster.rename(ctx, srv); err == nil {
+			return srv, nil
+		}
 	case err = <-e.Err():
 	case <-e.Server.StopNotify():
 		err = ErrClosed
@@ -111,10 +118,18 @@ func (s *server) watchOver(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case err := <-s.Err():
-		return fmt.Errorf("etcd failed: %w", err)
+		return s.orRemoved(fmt.Errorf("etcd failed: %w", err))
 	case <-s.Server.StopNotify():
-		return errors.New("etcd stopped by itself")
+		return s.orRemoved(errors.New("etcd stopped by itself"))
 	}
+}
+
+// orRemoved is err, or ErrRemoved if that is why etcd has ended.
+func (s *server) orRemoved(err error) error {
+	if s.Server.IsIDRemoved(uint64(s.Server.MemberID())) {
+		return ErrRemoved
+	}
+	return err
 }
 
 // probe opens a database file that exists. etcd would panic over a bad one, in a

@@ -15,7 +15,13 @@ import (
 	"github.com/fairlead-net/fairlead/internal/state"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// A server that joins asks its peers who they are over a transport of etcd's
+// that nobody closes: a connection of it may be idle for a while yet.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("net/http.(*persistConn).readLoop"),
+		goleak.IgnoreAnyFunction("net/http.(*persistConn).writeLoop"),
+		goleak.IgnoreAnyFunction("net/http.(*connReader).backgroundRead"), goleak.IgnoreAnyFunction("net/http.(*connReader).abortPendingRead"))
+}
 
 // fakeState keeps KV entries and the order of revisions.
 type fakeState struct {

@@ -216,7 +216,8 @@ type compaction struct {
 
 func (c *compaction) step(ctx context.Context) {
 	s, r := c.store, c.running
-	if c.next = s.pins.oldest(c.next); c.next > c.done {
+	// The leader drops them for all.
+	if c.next = s.pins.oldest(c.next); c.next > c.done && r.leads() {
 		short, cancel := context.WithTimeout(ctx, stepLimit)
 		_, err := r.cli.Compact(short, c.next)
 		cancel()

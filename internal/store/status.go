@@ -72,6 +72,9 @@ func (s *Store) HasLeader() bool {
 	return r != nil && r.server.Server.Leader() != 0
 }
 
+// leads reports whether this server is the leader.
+func (r *running) leads() bool { return r.server.Server.Leader() == r.server.Server.MemberID() }
+
 // Status reads the store's state from memory; it never waits.
 func (s *Store) Status() Status {
 	st := Status{Quota: s.room.quota, Compacted: model.Index(s.compacted.Load()), Stats: s.stats.snapshot()}
@@ -88,7 +91,7 @@ func (s *Store) Status() Status {
 		if m.IsLearner {
 			continue
 		}
-		name := m.Name
+		name := memberOf(m.Name, m.PeerURLs)
 		if m.ID == srv.MemberID() {
 			name = s.cfg.Name // etcd's is made from it
 		}

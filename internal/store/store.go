@@ -47,7 +47,9 @@ type Config struct {
 	// VIPPools are where the site's VIPs lie: a VIP outside of them is not
 	// restored. None means that all are.
 	VIPPools []netip.Prefix
-	Log      *slog.Logger
+	// Cluster is set for a server that has others beside it, or may have.
+	Cluster *Cluster
+	Log     *slog.Logger
 }
 
 // Store is the replicated log of one server.
@@ -107,7 +109,7 @@ func (s *Store) Run(ctx context.Context, ready func()) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.release()) }()
-	srv, err := startServer(ctx, dir.dir, s.cfg.Name, s.cfg.Dir != "", s.cfg.Log)
+	srv, err := startServer(ctx, dir.dir, s.cfg)
 	if err != nil {
 		return orStopped(ctx, err)
 	}
