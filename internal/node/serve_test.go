@@ -58,6 +58,8 @@ var sentinels = map[string]sentinel{
 	"registry.ErrConflict":        {registry.ErrConflict, 409, ""},
 	"registry.ErrOwner":           {registry.ErrOwner, 409, ""},
 	"registry.ErrUnknownNode":     {registry.ErrUnknownNode, internal, "the node registers itself before it serves"},
+	"registry.ErrJoinRefused":     {registry.ErrJoinRefused, internal, "hosts join by another way"},
+	"registry.ErrRevokedNode":     {registry.ErrRevokedNode, internal, "hosts join by another way"},
 	"registry.ErrNodeNameTaken":   {registry.ErrNodeNameTaken, internal, "the node registers itself before it serves"},
 	"registry.ErrUnknownService":  {registry.ErrUnknownService, internal, "local deregisters, and takes it as done"},
 	"registry.ErrUnknownNetwork":  {registry.ErrUnknownNetwork, 404, ""},
