@@ -15,7 +15,6 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
-	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.etcd.io/etcd/server/v3/embed"
 )
 
@@ -261,7 +260,7 @@ func (c *Cluster) rename(ctx context.Context, srv *server) error {
 		return nil
 	}
 	changed := *self
-	changed.PeerURLs = types.MustNewURLs([]string{peer.String()}).StringSlice()
+	changed.PeerURLs = []string{peer.String()}
 	if _, err := srv.Server.UpdateMember(ctx, changed); err != nil {
 		return fmt.Errorf("give this server its name among peers: %w", err)
 	}
