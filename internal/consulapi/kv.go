@@ -177,6 +177,10 @@ func (h *handler) writeKV(c *call, kv model.KV, cas *model.Index) (ok bool, err 
 	return ok, asConsul(err)
 }
 
+// kvAtOnce is the size of the largest value for which there is room before it has
+// come, in bytes.
+const kvAtOnce = 64 << 10
+
 // kvBody reads a value, refusing one over the limit before reading it where its
 // length is known.
 func (h *handler) kvBody(c *call) ([]byte, error) {
@@ -186,6 +190,13 @@ func (h *handler) kvBody(c *call) ([]byte, error) {
 	}
 	if c.r.ContentLength > limit {
 		return nil, tooBig(c.r.ContentLength)
+	}
+	if c.r.ContentLength >= 0 && c.r.ContentLength <= kvAtOnce {
+		b := make([]byte, c.r.ContentLength)
+		if _, err := io.ReadFull(c.r.Body, b); err != nil {
+			return nil, unread(err)
+		}
+		return b, nil
 	}
 	b, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, limit))
 	var big *http.MaxBytesError
