@@ -76,7 +76,9 @@ func startServer(ctx context.Context, dir string, sc Config) (_ *server, err err
 	cfg.LogLevel = "warn"
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(sc.Log))
 	if sc.Cluster != nil {
-		sc.Cluster.configure(cfg)
+		if err := sc.Cluster.configure(ctx, cfg); err != nil {
+			return nil, err
+		}
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDir, err)

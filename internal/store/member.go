@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -63,9 +66,10 @@ type Cluster struct {
 	// RevokedFile is a revocation list in PEM form, read for each connection;
 	// empty for none.
 	RevokedFile string
-	// Join are the members to join, this one among them, as AddServer returned
-	// them; nil for the first server. A directory that has data knows better.
-	Join map[string]string
+	// Join makes this server a member of a cluster that is there, and returns the
+	// members as AddServer did there. It is asked if the directory has no data; nil
+	// for the first server.
+	Join func(ctx context.Context) (map[string]string, error)
 }
 
 // peerURL is the one under which a member's peers find it.
@@ -74,17 +78,21 @@ func peerURL(member string) url.URL {
 }
 
 // configure sets what a member with peers has and a lone one has not.
-func (c *Cluster) configure(cfg *embed.Config) {
+func (c *Cluster) configure(ctx context.Context, cfg *embed.Config) error {
 	peer := peerURL(c.ID)
 	cfg.Name = c.ID
 	cfg.ListenPeerUrls = []url.URL{{Scheme: "https", Host: c.Listen.String()}}
 	cfg.AdvertisePeerUrls = []url.URL{peer}
 	cfg.InitialCluster = c.ID + "=" + peer.String()
-	if len(c.Join) > 0 {
+	if _, err := os.Stat(filepath.Join(cfg.Dir, "member", "wal")); c.Join != nil && errors.Is(err, fs.ErrNotExist) {
+		members, err := c.Join(ctx)
+		if err != nil {
+			return fmt.Errorf("join the servers: %w", err)
+		}
 		cfg.ClusterState = embed.ClusterStateFlagExisting
 		var all []string
-		for _, name := range slices.Sorted(maps.Keys(c.Join)) {
-			all = append(all, name+"="+c.Join[name])
+		for _, name := range slices.Sorted(maps.Keys(members)) {
+			all = append(all, name+"="+members[name])
 		}
 		cfg.InitialCluster = strings.Join(all, ",")
 	}
@@ -97,6 +105,7 @@ func (c *Cluster) configure(cfg *embed.Config) {
 		// A member's address may change, and it is its name that counts.
 		ClientCertAuth: true, SkipClientSANVerify: true, AllowedHostnames: []string{PeerName},
 	}
+	return nil
 }
 
 // Member is one server of the cluster.

@@ -112,8 +112,11 @@ func (f *fleet) start(i, moves int, join map[string]string) *node {
 	return startStore(f.t, f.dirs[id], func(s *Store) {
 		s.cfg.Name = id
 		s.cfg.Cluster = &Cluster{
-			ID: id, Listen: netip.AddrPortFrom(addr, 2380), Join: join,
+			ID: id, Listen: netip.AddrPortFrom(addr, 2380),
 			CertFile: f.ca.file(id + ".crt"), KeyFile: f.ca.file(id + ".key"), CAFile: f.ca.file("ca.crt"),
+		}
+		if join != nil {
+			s.cfg.Cluster.Join = func(context.Context) (map[string]string, error) { return join, nil }
 		}
 	})
 }
