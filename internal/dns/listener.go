@@ -44,10 +44,10 @@ func (s *Server) open(ctx context.Context, addr string, free bool) (*listener, e
 	}
 	l := &listener{addr: addrPort(pc.LocalAddr()), failed: make(chan error, 1+maxSockets)}
 	l.ctx, l.cancel = context.WithCancel(ctx)
-	socks, batch := []*net.UDPConn{pc}, extraBatch
+	socks, batch, take := []*net.UDPConn{pc}, extraBatch, polled
 	if !free {
 		host, _, _ := net.SplitHostPort(addr) // bind has seen that it can be split
-		socks, batch = spread(ctx, pc, host), mainBatch
+		socks, batch, take = spread(ctx, pc, host, sockets()), mainBatch, blocked
 	}
 	serve := func(run func() error) {
 		l.socks.Go(func() {
@@ -58,7 +58,7 @@ func (s *Server) open(ctx context.Context, addr string, free bool) (*listener, e
 	}
 	inFull := make(chan struct{}, maxInFull)
 	for _, sock := range socks {
-		serve(func() error { return s.serveUDP(l.ctx, sock, batch, inFull) })
+		serve(func() error { return s.serveUDP(l.ctx, sock, take, batch, inFull) })
 	}
 	serve(func() error {
 		tcp := &stream{answer: s.answerWire}

@@ -2,8 +2,8 @@ package dns
 
 import (
 	"encoding/binary"
+	"net"
 	"net/netip"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -22,7 +22,7 @@ const (
 // each. It belongs to one goroutine, and allocates nothing once it is made;
 // golang.org/x/net makes an address for each datagram.
 type datagrams struct {
-	conn   syscall.RawConn
+	sock   socket
 	in     []mmsghdr
 	out    []mmsghdr // those to send, some of in
 	bufs   [][]byte
@@ -51,8 +51,8 @@ func (p *place) bytes() *byte { return (*byte)(unsafe.Pointer(&p.name)) }
 // newDatagrams returns one for count datagrams at a time. With local, those for a
 // socket of all addresses, whose answers have to leave from the one that was
 // asked.
-func newDatagrams(conn syscall.RawConn, count int, local bool) *datagrams {
-	d := &datagrams{conn: conn, in: make([]mmsghdr, count), out: make([]mmsghdr, 0, count), bufs: make([][]byte, count), places: make([]place, count)}
+func newDatagrams(sock socket, count int, local bool) *datagrams {
+	d := &datagrams{sock: sock, in: make([]mmsghdr, count), out: make([]mmsghdr, 0, count), bufs: make([][]byte, count), places: make([]place, count)}
 	all := make([]byte, count*maxQuery)
 	for i := range d.in {
 		d.bufs[i] = all[i*maxQuery : (i+1)*maxQuery : (i+1)*maxQuery]
@@ -66,19 +66,19 @@ func newDatagrams(conn syscall.RawConn, count int, local bool) *datagrams {
 		p.iov.Base = &d.bufs[i][0]
 	}
 	d.recv = func(fd uintptr) bool {
-		return d.call(unix.SYS_RECVMMSG, fd, d.in)
+		return d.call(unix.SYS_RECVMMSG, fd, d.in, unix.MSG_WAITFORONE)
 	}
 	d.send = func(fd uintptr) bool {
-		return d.call(unix.SYS_SENDMMSG, fd, d.out)
+		return d.call(unix.SYS_SENDMMSG, fd, d.out, 0)
 	}
 	return d
 }
 
-// call makes a system call for some datagrams, and reports whether there is no
-// need to wait.
-func (d *datagrams) call(trap, fd uintptr, msgs []mmsghdr) bool {
+// call makes a system call for some datagrams, which waits if the socket blocks. It
+// reports whether there is no need to wait and call again.
+func (d *datagrams) call(trap, fd uintptr, msgs []mmsghdr, flags uintptr) bool {
 	for {
-		n, _, errno := unix.Syscall6(trap, fd, uintptr(unsafe.Pointer(&msgs[0])), uintptr(len(msgs)), unix.MSG_DONTWAIT, 0, 0)
+		n, _, errno := unix.Syscall6(trap, fd, uintptr(unsafe.Pointer(&msgs[0])), uintptr(len(msgs)), flags, 0, 0)
 		switch errno {
 		case 0:
 			d.n, d.err = int(n), nil
@@ -104,7 +104,7 @@ func (d *datagrams) read() (int, error) {
 		p.iov.SetLen(maxQuery)
 	}
 	d.out = d.out[:0]
-	if err := d.conn.Read(d.recv); err != nil {
+	if err := d.sock.Read(d.recv); err != nil {
 		return 0, err
 	}
 	return d.n, d.err
@@ -139,7 +139,7 @@ func (d *datagrams) flush() error {
 	all := d.out
 	defer func() { d.out = all[:0] }()
 	for len(d.out) > 0 {
-		if err := d.conn.Write(d.send); err != nil {
+		if err := d.sock.Write(d.send); err != nil {
 			return err
 		}
 		d.out = d.out[max(d.n, 1):] // without any it was the first that failed
@@ -170,7 +170,11 @@ func answerFrom(control []byte) int {
 }
 
 // tellLocal makes a socket say to which address each datagram was sent.
-func tellLocal(raw syscall.RawConn) error {
+func tellLocal(conn *net.UDPConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
 	var set error
 	if err := raw.Control(func(fd uintptr) {
 		var family int

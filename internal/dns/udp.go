@@ -32,29 +32,30 @@ const (
 // else in a goroutine for each query.
 type udpServer struct {
 	s       *Server
-	raw     syscall.RawConn
+	sock    socket
 	msgs    *datagrams
 	inFull  chan struct{}  // room for those being answered
 	queries sync.WaitGroup // they
 }
 
 // serveUDP answers until ctx ends or the socket dies, and closes it.
-func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn, batch int, inFull chan struct{}) error {
-	defer conn.Close()
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
+func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn, take takeSocket, batch int, inFull chan struct{}) error {
 	_ = conn.SetReadBuffer(socketBuffer) // it works without
 	local := addrPort(conn.LocalAddr()).Addr().IsUnspecified()
 	if local {
-		if err := tellLocal(raw); err != nil {
+		if err := tellLocal(conn); err != nil {
+			conn.Close()
 			return err
 		}
 	}
-	u := &udpServer{s: s, raw: raw, msgs: newDatagrams(raw, batch, local), inFull: inFull}
+	sock, done, err := take(ctx, conn)
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	defer done()
+	u := &udpServer{s: s, sock: sock, msgs: newDatagrams(sock, batch, local), inFull: inFull}
 	defer u.queries.Wait()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	return u.serve(ctx)
 }
 
@@ -120,18 +121,23 @@ func (u *udpServer) send(reply []byte, to *place, control []byte) {
 		one.hdr.Control = &control[0]
 		one.hdr.SetControllen(n)
 	}
-	d := &datagrams{conn: u.raw, out: []mmsghdr{one}}
-	d.send = func(fd uintptr) bool { return d.call(unix.SYS_SENDMMSG, fd, d.out) }
+	d := &datagrams{sock: u.sock, out: []mmsghdr{one}}
+	d.send = func(fd uintptr) bool { return d.call(unix.SYS_SENDMMSG, fd, d.out, 0) }
 	_ = d.flush()
 }
 
+// sockets is how many the main address has: one for each processor but one. Those
+// that block (see blocked) each keep a processor of the runtime's for as long as no
+// other work needs it; with none left over, its monitor takes them away and looks
+// again every 20 us, which costs more than the queries.
+func sockets() int { return min(maxSockets, max(1, runtime.GOMAXPROCS(0)-1)) }
+
 // spread opens further sockets beside one, at the same address, for the kernel to
-// divide the askers among: up to one for each processor. The first was opened
-// alone, so that an address that somebody else has is an error. Where there cannot
-// be more, one does.
-func spread(ctx context.Context, first *net.UDPConn, host string) []*net.UDPConn {
+// divide the askers among, until there are want. The first was opened alone, so that
+// an address that somebody else has is an error. Where there cannot be more, one
+// does.
+func spread(ctx context.Context, first *net.UDPConn, host string, want int) []*net.UDPConn {
 	all := []*net.UDPConn{first}
-	want := min(maxSockets, runtime.GOMAXPROCS(0))
 	raw, err := first.SyscallConn()
 	if err != nil || want == 1 || reuse("", "", raw) != nil {
 		return all
