@@ -55,7 +55,7 @@ type Agent struct {
 	// reloading is held while files are read again.
 	reloading sync.Mutex
 	ready     atomic.Bool
-	led       atomic.Pointer[time.Time] // when the servers were last seen to have a leader
+	led       sighting // of a leader of the servers
 	closers   []func() error
 }
 
@@ -84,7 +84,7 @@ func Run(ctx context.Context, cfg Config, version string, log *slog.Logger) (err
 	log = slog.New(logs)
 	ctx, leave := context.WithCancel(ctx)
 	defer leave()
-	a := &Agent{cfg: cfg, version: version, log: log, logs: logs, leave: leave, state: state.New()}
+	a := &Agent{cfg: cfg, version: version, log: log, logs: logs, leave: leave, state: state.New(), led: sighting{since: time.Now()}}
 	defer func() { err = errors.Join(err, a.close()) }()
 	if err := a.assemble(); err != nil {
 		return err
@@ -160,13 +160,11 @@ func (a *Agent) assemble() error {
 
 // staleFor is how long the servers have had no leader; 0 while they have one.
 func (a *Agent) staleFor() time.Duration {
-	now := time.Now()
 	if a.store.HasLeader() {
-		a.led.Store(&now)
-	} else if last := a.led.Load(); last != nil {
-		return now.Sub(*last)
+		a.led.seen()
+		return 0
 	}
-	return 0 // it has not started yet
+	return a.led.ago()
 }
 
 // openDNS makes the DNS server.
@@ -293,7 +291,7 @@ func (a *Agent) problems(ctx context.Context) []string {
 	}
 	if st.Full != "" {
 		all = append(all, "the registry takes no writes: "+st.Full)
-	} else if st.DBInUse > st.Quota/10*7 {
+	} else if st.NearQuota() {
 		all = append(all, fmt.Sprintf("the registry's database has %d of %d MiB in use, behind which writes are refused", st.DBInUse>>20, st.Quota>>20))
 	}
 	for _, alarm := range st.Alarms {

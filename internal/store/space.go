@@ -138,11 +138,14 @@ func (r *room) allocate() {
 
 // nears reports, once each time, that most of the quota is in use.
 func (r *room) nears() bool {
-	near := r.inUse.Load() >= r.quota/10*7
+	near := nearQuota(r.inUse.Load(), r.quota)
 	first := near && !r.warned
 	r.warned = near
 	return first
 }
+
+// nearQuota reports whether so much of a quota is in use that somebody should know.
+func nearQuota(inUse, quota int64) bool { return inUse >= quota/10*7 }
 
 func freeBytes(dir string) (int64, error) {
 	var st unix.Statfs_t

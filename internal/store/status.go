@@ -35,6 +35,10 @@ type Status struct {
 	Stats  Stats
 }
 
+// NearQuota reports whether most of the quota is in use: writes go on, but somebody
+// should know.
+func (s Status) NearQuota() bool { return s.Quota > 0 && nearQuota(s.DBInUse, s.Quota) }
+
 // Stats counts what the store did since it was made.
 type Stats struct {
 	Batches     uint64 // etcd transactions
