@@ -20,10 +20,9 @@ type servers struct {
 	settings   *table[*model.Setting]       // name
 
 	// Secondary indexes.
-	locksOf       *lookup[*model.KV]            // session, key
-	sessionsOf    *lookup[*model.Session]       // node, id
-	tokenBySecret *lookup[*model.ACLToken]      // secret
-	queryByName   *lookup[*model.PreparedQuery] // name, id
+	locksOf       *lookup[*model.KV]       // session, key
+	sessionsOf    *lookup[*model.Session]  // node, id
+	tokenBySecret *lookup[*model.ACLToken] // secret
 }
 
 func emptyServers(rev model.Index) servers {
@@ -42,7 +41,6 @@ func emptyServers(rev model.Index) servers {
 		locksOf:       iradix.New[*model.KV](),
 		sessionsOf:    iradix.New[*model.Session](),
 		tokenBySecret: iradix.New[*model.ACLToken](),
-		queryByName:   iradix.New[*model.PreparedQuery](),
 	}
 }
 
@@ -68,7 +66,6 @@ type serversEdit struct {
 	locksOf       lookupEdit[*model.KV]
 	sessionsOf    lookupEdit[*model.Session]
 	tokenBySecret lookupEdit[*model.ACLToken]
-	queryByName   lookupEdit[*model.PreparedQuery]
 }
 
 func (s *servers) edit(rev model.Index) serversEdit {
@@ -87,7 +84,6 @@ func (s *servers) edit(rev model.Index) serversEdit {
 		locksOf:       lookupEdit[*model.KV]{old: s.locksOf},
 		sessionsOf:    lookupEdit[*model.Session]{old: s.sessionsOf},
 		tokenBySecret: lookupEdit[*model.ACLToken]{old: s.tokenBySecret},
-		queryByName:   lookupEdit[*model.PreparedQuery]{old: s.queryByName},
 	}
 }
 
@@ -101,7 +97,7 @@ func (e *serversEdit) apply(c *Change) {
 	case c.LockDelay != nil:
 		set(e.lockDelays, key(c.LockDelay.Key), c.LockDelay, c.Delete)
 	case c.Query != nil:
-		e.applyQuery(c.Query, c.Delete)
+		set(e.queries, key(c.Query.ID), c.Query, c.Delete)
 	case c.Token != nil:
 		e.applyToken(c.Token, c.Delete)
 	case c.Policy != nil:
@@ -136,15 +132,6 @@ func (e *serversEdit) applySession(s *model.Session, del bool) {
 	}
 }
 
-func (e *serversEdit) applyQuery(q *model.PreparedQuery, del bool) {
-	if before, had := set(e.queries, key(q.ID), q, del); had {
-		e.queryByName.open().Delete(key2(before.Name, before.ID))
-	}
-	if !del && q.Name != "" {
-		e.queryByName.open().Insert(key2(q.Name, q.ID), q)
-	}
-}
-
 func (e *serversEdit) applyToken(t *model.ACLToken, del bool) {
 	if before, had := set(e.tokens, key(t.AccessorID), t, del); had {
 		// The secret may already have gone to another token.
@@ -172,7 +159,6 @@ func (e *serversEdit) commit(dst *servers, wake *[]func()) {
 	dst.locksOf = e.locksOf.commit()
 	dst.sessionsOf = e.sessionsOf.commit()
 	dst.tokenBySecret = e.tokenBySecret.commit()
-	dst.queryByName = e.queryByName.commit()
 }
 
 // Session returns a session, nil if there is none.
@@ -217,15 +203,6 @@ func (s *Snapshot) LockDelays() ([]*model.LockDelay, Mark) { return s.lockDelays
 func (s *Snapshot) Query(id string) (*model.PreparedQuery, Mark) {
 	v, mark, _ := s.queries.get(key(id))
 	return v, mark
-}
-
-// QueryByName returns the prepared query of a name, nil if there is none.
-func (s *Snapshot) QueryByName(name string) *model.PreparedQuery {
-	list := under(s.queryByName.Root(), key2(name, ""))
-	if len(list) == 0 {
-		return nil
-	}
-	return list[0]
 }
 
 // Queries returns all prepared queries, sorted by id.
