@@ -71,7 +71,8 @@ Run it:  fairlead agent --dev`,
 	completeFlag(root, "output", outputs...)
 	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(
-		agentCommand(), downCommand(), demoCommand(),
+		upCommand(), agentCommand(), downCommand(), demoCommand(),
+		serverCommand(o), joinTokenCommand(o),
 		networkCommand(o), runCommand(o), psCommand(o), stopCommand(o),
 		serviceCommand(o), maintenanceCommand(o), kvCommand(o), lockCommand(o), sessionCommand(o), eventCommand(o), aclCommand(o), snapshotCommand(o), dnsCommand(o),
 		configCommand(o), importCommand(o),

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/fairlead-net/fairlead/internal/identity"
@@ -57,12 +58,21 @@ type Config struct {
 // Cluster is this server's part in it. It is an rpc.Gate.
 type Cluster struct {
 	cfg Config
+
+	mu   sync.Mutex // guards told
+	told map[string]told
+}
+
+// told is what a server last said of itself.
+type told struct {
+	applied model.Index
+	at      time.Time
 }
 
 var _ rpc.Gate = (*Cluster)(nil)
 
 // New returns a Cluster. It starts nothing.
-func New(cfg Config) *Cluster { return &Cluster{cfg} }
+func New(cfg Config) *Cluster { return &Cluster{cfg: cfg, told: map[string]told{}} }
 
 // Token makes a join token of this site, good for some hosts (0 is any number)
 // until ttl is over. Only one made with server admits servers.
@@ -152,10 +162,13 @@ func (c *Cluster) AddServer(ctx context.Context, id string) (map[string]string, 
 	return c.cfg.Members.AddServer(ctx, id)
 }
 
-// Announced takes note of where a server is now, unless p is nobody, and lists
-// all that are known.
-func (c *Cluster) Announced(p rpc.Peer) []rpc.Peer {
+// Announced takes note of where a server is now and how far it has come, unless p
+// is nobody, and lists all that are known.
+func (c *Cluster) Announced(p rpc.Peer, applied model.Index) []rpc.Peer {
 	if p.ID != "" && p.ID != c.cfg.Self.ID {
+		c.mu.Lock()
+		c.told[p.ID] = told{applied, time.Now()}
+		c.mu.Unlock()
 		if err := c.cfg.Directory.Learn(p); err != nil {
 			c.cfg.Log.Warn("a server's address", "server", string(p.Name), "error", err)
 		}
@@ -183,14 +196,16 @@ func (c *Cluster) Keep(ctx context.Context, ready func()) error {
 	}
 }
 
-// promote lets learners vote if that makes the number of voters odd: of an even
-// number no more may fail than of one less.
+// promote lets learners that have caught up vote if that makes the number of
+// voters odd: of an even number no more may fail than of one less.
 func (c *Cluster) promote(ctx context.Context) {
 	var learners []string
 	voters, leads := 0, false
 	for _, m := range c.cfg.Members.Members() {
 		if m.Learner {
-			learners = append(learners, m.ID)
+			if c.caughtUp(m.ID) {
+				learners = append(learners, m.ID)
+			}
 		} else {
 			voters++
 		}
@@ -214,6 +229,17 @@ func (c *Cluster) promote(ctx context.Context) {
 			c.cfg.Log.Warn("promote a server", "id", id, "error", err)
 		}
 	}
+}
+
+// A server has caught up when it has said lately that it shows what this one
+// does, but for the last few writes.
+const toldFor, lag = 5 * time.Second, 1000
+
+func (c *Cluster) caughtUp(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.told[id]
+	return time.Since(t.at) < toldFor && t.applied+lag > c.cfg.State.Snapshot().Index() && t.applied > 0
 }
 
 // maxVoters is how many servers vote at most: more make writes slower and few

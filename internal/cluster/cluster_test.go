@@ -67,10 +67,14 @@ func (m *members) TransferLeader(context.Context, string) error                 
 
 func TestServersVoteWhenTheyHaveCaughtUp(t *testing.T) {
 	badge, _ := identity.OpenBadge(t.TempDir(), nil)
+	dir, err := rpc.OpenDirectory("", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	synctest.Test(t, func(t *testing.T) {
 		m := &members{behind: map[string]int{"b": 3}, list: []store.Member{{ID: "a", Leader: true, Self: true}, {ID: "b", Learner: true}}}
 		st := state.New()
-		c := New(Config{Members: m, State: st, Badge: badge, Log: quiet()})
+		c := New(Config{Members: m, State: st, Badge: badge, Directory: dir, Log: quiet()})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- c.Keep(ctx, func() {}) }()
@@ -81,7 +85,18 @@ func TestServersVoteWhenTheyHaveCaughtUp(t *testing.T) {
 		}
 		m.list = append(m.list, store.Member{ID: "c", Learner: true})
 		m.mu.Unlock()
-		time.Sleep(10 * time.Second)
+		c.Announced(rpc.Peer{ID: "b"}, 1)
+		time.Sleep(4 * time.Second)
+		m.mu.Lock()
+		if len(m.promoted) != 0 {
+			t.Errorf("%v vote before the third has caught up", m.promoted)
+		}
+		m.mu.Unlock()
+		for range 10 {
+			c.Announced(rpc.Peer{ID: "b"}, 1)
+			c.Announced(rpc.Peer{ID: "c"}, 1)
+			time.Sleep(time.Second)
+		}
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
@@ -219,7 +234,7 @@ func TestAServersCertificateFollowsTheAuthority(t *testing.T) {
 
 func TestServersAreKnownByTheirOwnWord(t *testing.T) {
 	s := foundSite(t)
-	if got := s.Announced(rpc.Peer{ID: "id-b", Name: "b", Addr: netip.MustParseAddrPort("127.0.0.2:8300")}); len(got) != 1 || got[0].Name != model.NodeName("b") {
+	if got := s.Announced(rpc.Peer{ID: "id-b", Name: "b", Addr: netip.MustParseAddrPort("127.0.0.2:8300")}, 0); len(got) != 1 || got[0].Name != model.NodeName("b") {
 		t.Errorf("%+v", got)
 	}
 }

@@ -52,6 +52,8 @@ type Config struct {
 	State     *state.State
 	// Host says where workloads go.
 	Host api.Host
+	// Site is nil for an agent that is alone.
+	Site Site
 	// Status tells how the agent is doing.
 	Status func(ctx context.Context) api.Status
 	// Datapath dumps the balancer's maps as text.
@@ -83,6 +85,7 @@ func New(cfg Config) http.Handler {
 		}))
 	}
 	read("/status", func(r *http.Request) (any, error) { return h.Status(r.Context()), nil })
+	h.siteRoutes(read, change)
 	read("/services", h.services)
 	read("/services/{name}", h.service)
 	if cfg.Networks == nil {

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/fairlead-net/fairlead/internal/rpc"
 )
 
 var label = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
@@ -27,6 +29,14 @@ func (c *Config) check(sources map[string]string) []error {
 		if host, port, err := net.SplitHostPort(value); err != nil || net.ParseIP(host) == nil || !isPort(port) {
 			bad(name, value, "an IP address and a port, such as 127.0.0.1:8500")
 		}
+	}
+	if c.ClusterAddr != "" {
+		if _, err := c.clusterAddr(); err != nil || c.Dev {
+			bad("cluster-addr", c.ClusterAddr, "an IP address and a port, such as 10.0.0.1:8300, and no dev with it")
+		}
+	}
+	if _, err := rpc.ParsePeers(c.Servers); err != nil {
+		bad("servers", c.Servers, "IP addresses, each with a port or without, separated by commas")
 	}
 	if !label.MatchString(c.NodeName) {
 		bad("node-name", c.NodeName, "1 to 63 letters, digits and inner hyphens, since it is answered by DNS")

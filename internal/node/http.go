@@ -18,6 +18,9 @@ func (a *Agent) handler() http.Handler {
 	mux := http.NewServeMux()
 	consul := a.consul()
 	own := nativeapi.Config{State: a.state, Status: a.status, Classify: httpStatus, Log: a.log}
+	if p := a.peers; p != nil && p.self.Server {
+		own.Site = site{a}
+	}
 	if p := a.plane; p != nil {
 		own.Networks, own.Workloads, own.Host = p.endpoints, p.workloads, p.host
 		own.Datapath = func() (string, error) { return datapath.Dump(p.maps) }
@@ -54,7 +57,7 @@ func (a *Agent) handler() http.Handler {
 
 // consul is the Consul-compatible API.
 func (a *Agent) consul() http.Handler {
-	servers := cluster{store: a.store, node: a.self, addr: a.cfg.Advertise + ":" + leaderPort, began: time.Now(), stale: a.staleFor}
+	servers := serverList{a: a, addr: a.cfg.Advertise + ":" + leaderPort, began: time.Now()}
 	deps := consulapi.Deps{
 		Reader: a.state, Agent: a.local, Writer: a.registry, Cluster: servers,
 		Sessions: a.registry, Transactor: a.registry, Queries: a.registry, Events: a.events, ACLs: a.registry,

@@ -50,6 +50,7 @@ type Agent struct {
 	leaves   *identity.Leaves
 	dns      *dns.Server
 	plane    *plane // nil with RegistryOnly
+	peers    *peers // nil for a host that is alone
 	metrics  *prometheus.Registry
 	certs    *certificates // nil without https-addr
 	// reloading is held while files are read again.
@@ -57,13 +58,25 @@ type Agent struct {
 	ready     atomic.Bool
 	led       sighting // of a leader of the servers
 	closers   []func() error
+	founded   func(token string) // may be nil
+	// forwarded answers what other nodes pass on.
+	forwarded http.Handler
 }
 
 // Run runs an agent until ctx ends. The data path and the workloads outlive it.
 //
 // What Check finds wrong ends it before anything of the machine was changed.
-func Run(ctx context.Context, cfg Config, version string, log *slog.Logger) (err error) {
+func Run(ctx context.Context, cfg Config, version string, log *slog.Logger) error {
+	return run(ctx, cfg, version, log, nil)
+}
+
+// run is Run; founded is called with a join token once the agent, which is the
+// first of a site, is ready.
+func run(ctx context.Context, cfg Config, version string, log *slog.Logger, founded func(token string)) (err error) {
 	if err := Check(cfg); err != nil {
+		return err
+	}
+	if cfg, err = cfg.ofSite(); err != nil {
 		return err
 	}
 	// Below this line the machine is changed.
@@ -84,7 +97,7 @@ func Run(ctx context.Context, cfg Config, version string, log *slog.Logger) (err
 	log = slog.New(logs)
 	ctx, leave := context.WithCancel(ctx)
 	defer leave()
-	a := &Agent{cfg: cfg, version: version, log: log, logs: logs, leave: leave, state: state.New(), led: sighting{since: time.Now()}}
+	a := &Agent{cfg: cfg, version: version, log: log, logs: logs, leave: leave, state: state.New(), led: sighting{since: time.Now()}, founded: founded}
 	defer func() { err = errors.Join(err, a.close()) }()
 	if err := a.assemble(); err != nil {
 		return err
@@ -109,6 +122,9 @@ func (a *Agent) assemble() error {
 		return err // Load has checked it
 	}
 	maps.Copy(a.self.Meta, meta)
+	if err := a.openPeers(); err != nil {
+		return err
+	}
 	pools, err := a.cfg.vipPools()
 	if err != nil {
 		return err
@@ -121,7 +137,8 @@ func (a *Agent) assemble() error {
 		a.closers = append(a.closers, func() error { return removeTemporary(a.cfg.RunDir) })
 	}
 	a.store = store.New(store.Config{
-		Dir: a.dataDir(), Temp: temporary, Name: a.cfg.NodeName, Site: a.cfg.Site, Version: a.version, VIPPools: pools, Log: a.log,
+		Dir: a.dataDir(), Temp: temporary, Name: a.storeName(), Site: a.cfg.Site, Version: a.version, VIPPools: pools,
+		Cluster: a.peers.member(), Log: a.log,
 	}, a.state)
 	reset := ""
 	if !a.cfg.Dev {
@@ -130,6 +147,9 @@ func (a *Agent) assemble() error {
 	a.registry = registry.New(a.store, a.state, registry.Config{
 		Node: a.self.Name, VIPPool4: pools[0], VIPPool6: pools[1], SessionTTLMin: a.cfg.SessionTTLMin, ACLResetFile: reset, Log: a.log,
 	})
+	if err := a.openServer(pools); err != nil {
+		return err
+	}
 	if a.local, err = local.Open(local.Config{Dir: a.dataDir(), Node: a.self, Scripts: a.cfg.ScriptChecks, Log: a.log}, a.registry, a.state); err != nil {
 		return err
 	}
@@ -152,6 +172,7 @@ func (a *Agent) assemble() error {
 			return err
 		}
 	}
+	a.forwarded = a.handler()
 	if a.certs, err = openCertificates(a.cfg); err != nil {
 		return err
 	}
@@ -193,7 +214,7 @@ func (a *Agent) openDNS() error {
 // units is the order of the start: first what knows, then what acts on it, last
 // what lets others in. They stop in reverse.
 func (a *Agent) units() []task.Unit {
-	units := []task.Unit{
+	units := append(a.peerUnits(), []task.Unit{
 		{Name: "store", Run: a.store.Run},
 		// The server's own records come before the node's, since instances need
 		// their node and callers its health.
@@ -202,9 +223,10 @@ func (a *Agent) units() []task.Unit {
 		// Sessions may end once their nodes' and checks' health is known.
 		{Name: "reaper", Run: a.registry.Reap},
 		{Name: "authority", Run: a.registry.CA().Keep},
+		{Name: "cluster", Run: a.keepCluster},
 		{Name: "hangups", Run: a.hangups},
 		{Name: "memory", Run: a.giveBack},
-	}
+	}...)
 	dns, http := task.Unit{Name: "dns", Run: a.dns.Run}, task.Unit{Name: "http", Run: a.serve}
 	if a.plane == nil {
 		return append(units, dns, http)
@@ -256,9 +278,10 @@ func (a *Agent) status(ctx context.Context) api.Status {
 	networks, _ := snap.Networks()
 	endpoints, _ := snap.Endpoints()
 	out := api.Status{
-		Node: a.cfg.NodeName, Site: a.cfg.Site, Version: a.version, PID: os.Getpid(), Leader: st.Leader, Servers: st.Peers,
+		Node: a.cfg.NodeName, Site: a.cfg.Site, Version: a.version, PID: os.Getpid(),
 		Index: uint64(snap.Index()), Services: servicesIn(snap), Nodes: len(nodes), Networks: len(networks), Problems: a.problems(ctx),
 	}
+	out.Leader, out.Servers = a.leaderAndServers(st)
 	for _, e := range endpoints {
 		if e.Node == a.self.Name {
 			out.Endpoints++

@@ -130,6 +130,7 @@ var statuses = []struct {
 	{endpoint.ErrNoEndpoint, http.StatusNotFound},
 	{workload.ErrNoWorkload, http.StatusNotFound},
 	{registry.ErrUnknownNetwork, http.StatusNotFound},
+	{registry.ErrUnknownNode, http.StatusNotFound},
 	{registry.ErrUnknownEndpoint, http.StatusNotFound},
 	{registry.ErrExists, http.StatusConflict},
 	{registry.ErrNameTaken, http.StatusConflict},

@@ -57,7 +57,7 @@ var sentinels = map[string]sentinel{
 	"registry.ErrValueTooLarge":   {registry.ErrValueTooLarge, internal, "only keys and values are that large, and they are the Consul API's"},
 	"registry.ErrConflict":        {registry.ErrConflict, 409, ""},
 	"registry.ErrOwner":           {registry.ErrOwner, 409, ""},
-	"registry.ErrUnknownNode":     {registry.ErrUnknownNode, internal, "the node registers itself before it serves"},
+	"registry.ErrUnknownNode":     {registry.ErrUnknownNode, 404, ""},
 	"registry.ErrJoinRefused":     {registry.ErrJoinRefused, internal, "hosts join by another way"},
 	"registry.ErrRevokedNode":     {registry.ErrRevokedNode, internal, "hosts join by another way"},
 	"registry.ErrNodeNameTaken":   {registry.ErrNodeNameTaken, internal, "the node registers itself before it serves"},

@@ -24,6 +24,9 @@ type Config struct {
 	Advertise string `setting:"advertise" doc:"address of this node in the catalogue (default: that of the interface with the default route, or 127.0.0.1)"`
 	Site      string `setting:"site" default:"dc1" doc:"name of the site (Consul's datacenter)"`
 
+	ClusterAddr string `setting:"cluster-addr" doc:"address at which this node is one of several: servers listen there for other nodes, and at port 2380 for each other (default: none, the host is alone; with 'fairlead up' advertise and port 8300)"`
+	Servers     string `setting:"servers" doc:"addresses of servers to look for beside those that are known, IP or IP:port, separated by commas"`
+
 	HTTPAddr          string `setting:"http-addr" default:"127.0.0.1:8500" doc:"address of the HTTP API"`
 	HTTPSAddr         string `setting:"https-addr" doc:"address of the HTTP API over TLS, usually port 8501 (default: none)"`
 	TLSCertFile       string `setting:"tls-cert-file" doc:"file in PEM form of the API's certificate and what signed it; read again at a reload"`

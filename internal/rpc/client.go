@@ -244,10 +244,10 @@ func (c *Client) AddServer(ctx context.Context, self Peer) (map[string]string, e
 	return members, err
 }
 
-// Announce tells every server that can be reached where this one is, and learns
-// where they are. The error is that of those that could not be reached, if none
+// Announce tells every server that can be reached where this one is and what
+// index it shows, and learns where they are. The error is that of those that could not be reached, if none
 // was.
-func (c *Client) Announce(ctx context.Context, self Peer) error {
+func (c *Client) Announce(ctx context.Context, self Peer, applied model.Index) error {
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
 	var wg sync.WaitGroup
@@ -260,7 +260,7 @@ func (c *Client) Announce(ctx context.Context, self Peer) error {
 		}
 		wg.Go(func() {
 			var list []Peer
-			err := ask(ctx, host{c.http, at.String()}, c.cfg.Codes, pathAnnounce, self, &list)
+			err := ask(ctx, host{c.http, at.String()}, c.cfg.Codes, pathAnnounce, announcement{self, applied}, &list)
 			if err == nil {
 				err = c.cfg.Directory.Learn(slices.DeleteFunc(list, func(p Peer) bool { return p.ID == self.ID })...)
 			}

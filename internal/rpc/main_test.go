@@ -163,7 +163,7 @@ func (w *world) AddServer(_ context.Context, id string) (map[string]string, erro
 	return map[string]string{id: "https://" + id}, nil
 }
 
-func (w *world) Announced(p Peer) []Peer {
+func (w *world) Announced(p Peer, _ model.Index) []Peer {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if p.ID != "" {

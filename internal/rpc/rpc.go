@@ -64,6 +64,12 @@ type Peer struct {
 	Addr netip.AddrPort `json:"addr"`
 }
 
+// announcement is where a server is, and how far it has come.
+type announcement struct {
+	Peer
+	Applied model.Index `json:"applied"`
+}
+
 // JoinRequest is how a host becomes a node.
 type JoinRequest struct {
 	Token   string         `json:"token"`  // identity.JoinToken.ID

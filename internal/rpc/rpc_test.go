@@ -151,7 +151,7 @@ func TestServersAnnounceThemselves(t *testing.T) {
 	w := start(t)
 	c := w.client(w.badge("two", true), w.addr)
 	self := Peer{ID: "forged", Name: "forged", Addr: netip.MustParseAddrPort("127.0.0.2:8300")}
-	if err := c.Announce(t.Context(), self); err != nil {
+	if err := c.Announce(t.Context(), self, 5); err != nil {
 		t.Fatal(err)
 	}
 	if want := (Peer{ID: "id-two", Name: "two", Addr: self.Addr}); len(w.known) != 1 || w.known[0] != want {
@@ -164,7 +164,7 @@ func TestServersAnnounceThemselves(t *testing.T) {
 		t.Errorf("%v, %v", members, err)
 	}
 	agent := w.client(w.badge("web", false), w.addr)
-	if err := agent.Announce(t.Context(), self); err != nil || slices.ContainsFunc(w.known, func(p Peer) bool { return p.ID == "id-web" }) {
+	if err := agent.Announce(t.Context(), self, 5); err != nil || slices.ContainsFunc(w.known, func(p Peer) bool { return p.ID == "id-web" }) {
 		t.Errorf("an agent is known as a server: %+v, %v", w.known, err)
 	}
 }

@@ -25,8 +25,9 @@ type Gate interface {
 	Renew(ctx context.Context, n identity.Node, request string) (Admission, error)
 	// AddServer makes a member of a server and returns what to start it with.
 	AddServer(ctx context.Context, id string) (map[string]string, error)
-	// Announced takes note of where a server is and lists those that are known.
-	Announced(p Peer) []Peer
+	// Announced takes note of where a server is and of the newest index that it
+	// shows, and lists those that are known.
+	Announced(p Peer, applied model.Index) []Peer
 }
 
 // Feed is the change feed.
@@ -70,8 +71,12 @@ func NewServer(cfg Config) *Server {
 	s.node("POST "+pathRenew, s.renew)
 	s.node("POST "+pathServer, s.addServer)
 	s.node("POST "+pathAnnounce, s.announce)
-	s.node("GET "+pathFeed, s.feed)
-	s.node("POST "+pathSession, s.session)
+	if cfg.Feed != nil {
+		s.node("GET "+pathFeed, s.feed)
+	}
+	if cfg.Presence != nil {
+		s.node("POST "+pathSession, s.session)
+	}
 	s.node("POST "+pathCatalog+"{method}", s.catalog)
 	return s
 }
@@ -210,7 +215,7 @@ func (s *Server) addServer(w http.ResponseWriter, r *http.Request, n identity.No
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), callLimit)
 	defer cancel()
-	s.cfg.Gate.Announced(Peer{ID: n.ID, Name: n.Name, Addr: p.Addr})
+	s.cfg.Gate.Announced(Peer{ID: n.ID, Name: n.Name, Addr: p.Addr}, 0)
 	members, err := s.cfg.Gate.AddServer(ctx, n.ID)
 	s.result(w, r, n, members, err)
 }
@@ -218,16 +223,16 @@ func (s *Server) addServer(w http.ResponseWriter, r *http.Request, n identity.No
 // announce takes a server's word for where it is; an agent may ask where the
 // servers are.
 func (s *Server) announce(w http.ResponseWriter, r *http.Request, n identity.Node) {
-	var p Peer
+	var p announcement
 	if !s.question(w, r, &p) {
 		return
 	}
 	if n.Server {
 		p.ID, p.Name = n.ID, n.Name
 	} else {
-		p = Peer{}
+		p = announcement{}
 	}
-	s.cfg.Codes.answer(w, http.StatusOK, s.cfg.Gate.Announced(p))
+	s.cfg.Codes.answer(w, http.StatusOK, s.cfg.Gate.Announced(p.Peer, p.Applied))
 }
 
 func (s *Server) feed(w http.ResponseWriter, r *http.Request, n identity.Node) {

@@ -75,18 +75,13 @@ func startServer(ctx context.Context, dir string, sc Config) (_ *server, err err
 	cfg.WarningUnaryRequestDuration = time.Second
 	cfg.LogLevel = "warn"
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newZap(sc.Log))
-	if sc.Cluster != nil {
-		if err := sc.Cluster.configure(ctx, cfg); err != nil {
-			return nil, err
-		}
-	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDir, err)
 	}
 	if err := probe(filepath.Join(cfg.Dir, "member", "snap", "db")); err != nil {
 		return nil, err
 	}
-	e, err := launch(cfg)
+	e, err := sc.Cluster.launch(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("start etcd in %s: %w", cfg.Dir, err)
 	}

@@ -19,6 +19,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
+
+	"github.com/fairlead-net/fairlead/internal/task"
 )
 
 // PeerName is a name that every server's certificate has beside its own,
@@ -84,7 +86,7 @@ func (c *Cluster) configure(ctx context.Context, cfg *embed.Config) error {
 	cfg.ListenPeerUrls = []url.URL{{Scheme: "https", Host: c.Listen.String()}}
 	cfg.AdvertisePeerUrls = []url.URL{peer}
 	cfg.InitialCluster = c.ID + "=" + peer.String()
-	if _, err := os.Stat(filepath.Join(cfg.Dir, "member", "wal")); c.Join != nil && errors.Is(err, fs.ErrNotExist) {
+	if c.Join != nil && !hasLog(cfg.Dir) {
 		members, err := c.Join(ctx)
 		if err != nil {
 			return fmt.Errorf("join the servers: %w", err)
@@ -106,6 +108,32 @@ func (c *Cluster) configure(ctx context.Context, cfg *embed.Config) error {
 		ClientCertAuth: true, SkipClientSANVerify: true, AllowedHostnames: []string{PeerName},
 	}
 	return nil
+}
+
+// launch starts etcd with what the cluster needs. A server that joins asks again
+// when others joined meanwhile: etcd takes only a full list of members.
+func (c *Cluster) launch(ctx context.Context, cfg *embed.Config) (*embed.Etcd, error) {
+	if c == nil {
+		return launch(cfg)
+	}
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	retry := task.Backoff{Min: 100 * time.Millisecond, Max: 2 * time.Second}
+	for {
+		if err := c.configure(ctx, cfg); err != nil {
+			return nil, err
+		}
+		e, err := launch(cfg)
+		if err == nil || c.Join == nil || hasLog(cfg.Dir) || task.Sleep(ctx, retry.Next()) != nil {
+			return e, err
+		}
+	}
+}
+
+// hasLog reports whether an etcd directory holds anything.
+func hasLog(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "member", "wal"))
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // Member is one server of the cluster.
