@@ -11,7 +11,7 @@ func (s *Snapshot) ACLs() ACLs { return ACLs{s} }
 
 // TokenBySecret returns the token of a secret.
 func (a ACLs) TokenBySecret(secret string) *model.ACLToken {
-	t, _ := a.s.tokenBySecret.Get(key(secret))
+	t, _ := a.s.tokenBySecret.get(key(secret))
 	return t
 }
 

@@ -1,10 +1,6 @@
 package state
 
-import (
-	"slices"
-
-	"github.com/fairlead-net/fairlead/internal/model"
-)
+import "github.com/fairlead-net/fairlead/internal/model"
 
 // Connected returns the instances at which a service is to be had with mutual
 // TLS: its proxies, whatever they are called, and its own instances that speak it
@@ -26,24 +22,25 @@ func speaksFor(i *model.Instance) model.ServiceName {
 	return ""
 }
 
-func connectedKey(m *Member) []byte {
+func connectedKey(m *Member) string {
 	return key3(speaksFor(m.Instance), m.Instance.Node, m.Instance.ID)
 }
 
 // reconnect brings the table of such instances up to date with a service whose
-// members in gone were replaced by fresh, which is sorted.
+// members in gone were replaced by fresh. An instance that changed its service may
+// have been written for the other one already.
 func (e *edit) reconnect(before []*Member, gone map[memberKey]bool, fresh []*Member) {
-	for _, m := range before {
-		if to := speaksFor(m.Instance); to != "" && gone[m.key()] {
-			i, stays := slices.BinarySearchFunc(fresh, m, func(f, m *Member) int { return f.key().compare(m.key()) })
-			if !stays || speaksFor(fresh[i].Instance) != to {
-				e.connected.delete(connectedKey(m))
-			}
-		}
-	}
 	for _, m := range fresh {
 		if speaksFor(m.Instance) != "" {
 			e.connected.put(connectedKey(m), m)
+		}
+	}
+	for _, m := range before {
+		if speaksFor(m.Instance) == "" || !gone[m.key()] {
+			continue
+		}
+		if now, ok := e.connected.get(connectedKey(m)); ok && now == m {
+			e.connected.delete(connectedKey(m))
 		}
 	}
 }

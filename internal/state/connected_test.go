@@ -15,6 +15,14 @@ func proxy(node model.NodeName, id model.ServiceID, name, of model.ServiceName) 
 // TestConnectedAreTheWaysToAService with mutual TLS, whatever they are called;
 // what changes them moves its mark and no other's.
 func TestConnectedAreTheWaysToAService(t *testing.T) {
+	// What a change concerns is made anew in no certain order.
+	for range 20 {
+		testConnected(t)
+	}
+}
+
+func testConnected(t *testing.T) {
+	t.Helper()
 	native := inst("n1", "web-9", "web")
 	native.Instance.Native = true
 	s := loaded(t)

@@ -32,6 +32,7 @@ type edit struct {
 
 	touched      touched
 	touchedNodes map[model.NodeName]bool
+	alike        alike
 }
 
 func newEdit(old *Snapshot, rev model.Index) *edit {
@@ -52,13 +53,14 @@ func newEdit(old *Snapshot, rev model.Index) *edit {
 		tags:      old.tags.edit(rev),
 		connected: old.connected.edit(rev),
 
-		checksOf:   lookupEdit[*model.Check]{old: old.checksOf},
-		vipsByAddr: lookupEdit[*model.VIP]{old: old.vipsByAddr},
-		epsByAddr:  lookupEdit[*model.Endpoint]{old: old.epsByAddr},
-		epsByName:  lookupEdit[*model.Endpoint]{old: old.epsByName},
+		checksOf:   editLookup(old.checksOf, rev),
+		vipsByAddr: editLookup(old.vipsByAddr, rev),
+		epsByAddr:  editLookup(old.epsByAddr, rev),
+		epsByName:  editLookup(old.epsByName, rev),
 
 		touched:      touched{},
 		touchedNodes: map[model.NodeName]bool{},
+		alike:        alike{map[model.ServiceName]*model.Instance{}, map[model.ServiceName]*model.Check{}},
 	}
 }
 
@@ -89,7 +91,7 @@ func (e *edit) apply(c *Change) {
 }
 
 // set puts or deletes and returns what was there before.
-func set[V any](t *tableEdit[V], k []byte, v V, del bool) (before V, had bool) {
+func set[V any](t *tableEdit[V], k string, v V, del bool) (before V, had bool) {
 	if del {
 		return t.delete(k)
 	}
@@ -98,21 +100,25 @@ func set[V any](t *tableEdit[V], k []byte, v V, del bool) (before V, had bool) {
 
 func (e *edit) applyInstance(i *model.Instance, del bool) {
 	// An instance that changes its service concerns both.
-	if before, had := set(e.instances, key2(i.Node, i.ID), i, del); had {
+	before, had := set(e.instances, key2(i.Node, i.ID), i, del)
+	if had {
 		e.touched.instance(before)
 	}
 	if !del {
+		e.shareInstance(i, before)
 		e.touched.instance(i)
 	}
 }
 
 func (e *edit) applyCheck(c *model.Check, del bool) {
-	if before, had := set(e.checks, key2(c.Node, c.ID), c, del); had {
-		e.checksOf.open().Delete(key3(before.Node, before.ServiceID, before.ID))
+	before, had := set(e.checks, key2(c.Node, c.ID), c, del)
+	if had {
+		e.checksOf.delete(key3(before.Node, before.ServiceID, before.ID))
 		e.touchCheck(before)
 	}
 	if !del {
-		e.checksOf.open().Insert(key3(c.Node, c.ServiceID, c.ID), c)
+		e.shareCheck(c, before)
+		e.checksOf.put(key3(c.Node, c.ServiceID, c.ID), c)
 		e.touchCheck(c)
 	}
 }
@@ -132,14 +138,14 @@ func (e *edit) applyVIP(v *model.VIP, del bool) {
 	if before, had := set(e.vips, key(v.Service), v, del); had {
 		for _, a := range vipAddrs(before) {
 			// The address may already have gone to another service.
-			if holder, ok := e.vipsByAddr.root().Get(addrKey(a)); ok && holder == before {
-				e.vipsByAddr.open().Delete(addrKey(a))
+			if holder, ok := e.vipsByAddr.root.get(addrKey(a)); ok && holder == before {
+				e.vipsByAddr.delete(addrKey(a))
 			}
 		}
 	}
 	if !del {
 		for _, a := range vipAddrs(v) {
-			e.vipsByAddr.open().Insert(addrKey(a), v)
+			e.vipsByAddr.put(addrKey(a), v)
 		}
 	}
 	e.touched.service(v.Service)
@@ -158,10 +164,10 @@ func vipAddrs(v *model.VIP) []netip.Addr {
 func (e *edit) applyEndpoint(ep *model.Endpoint, del bool) {
 	if before, had := set(e.endpoints, key(ep.ID), ep, del); had {
 		for _, k := range addrKeys(before) {
-			e.epsByAddr.open().Delete(k)
+			e.epsByAddr.delete(k)
 		}
 		for _, k := range nameKeys(before) {
-			e.epsByName.open().Delete(k)
+			e.epsByName.delete(k)
 		}
 		if del || before.Network != ep.Network {
 			e.members.delete(key2(before.Network, before.ID))
@@ -171,34 +177,34 @@ func (e *edit) applyEndpoint(ep *model.Endpoint, del bool) {
 		return
 	}
 	for _, k := range addrKeys(ep) {
-		e.epsByAddr.open().Insert(k, ep)
+		e.epsByAddr.put(k, ep)
 	}
 	for _, k := range nameKeys(ep) {
-		e.epsByName.open().Insert(k, ep)
+		e.epsByName.put(k, ep)
 	}
 	e.members.put(key2(ep.Network, ep.ID), ep)
 }
 
-func addrKeys(ep *model.Endpoint) [][]byte {
-	var keys [][]byte
+func addrKeys(ep *model.Endpoint) []string {
+	var keys []string
 	for _, a := range ep.Addrs {
-		if k := addrKey(a); k != nil {
-			keys = append(keys, append(append(k, 0), ep.ID...))
+		if k := addrKey(a); k != "" {
+			keys = append(keys, key2(k, ep.ID))
 		}
 	}
 	return keys
 }
 
-func nameKeys(ep *model.Endpoint) [][]byte {
-	keys := [][]byte{key3(ep.Network, nameKey(string(ep.Workload)), ep.ID)}
+func nameKeys(ep *model.Endpoint) []string {
+	keys := []string{key3(ep.Network, nameKey(string(ep.Workload)), ep.ID)}
 	for _, alias := range ep.Aliases {
 		keys = append(keys, key3(ep.Network, nameKey(alias), ep.ID))
 	}
 	return keys
 }
 
-func leaseKey(l *model.AddressLease) []byte {
-	return append(key2(l.Network, ""), addrKey(l.Addr)...)
+func leaseKey(l *model.AddressLease) string {
+	return key2(l.Network, addrKey(l.Addr))
 }
 
 // commit returns the new snapshot and what wakes the waiters of what changed,
@@ -209,10 +215,10 @@ func (e *edit) commit() (*Snapshot, []func()) {
 		index:   e.rev,
 		changed: make(chan struct{}),
 
-		checksOf:   e.checksOf.commit(),
-		vipsByAddr: e.vipsByAddr.commit(),
-		epsByAddr:  e.epsByAddr.commit(),
-		epsByName:  e.epsByName.commit(),
+		checksOf:   e.checksOf.root,
+		vipsByAddr: e.vipsByAddr.root,
+		epsByAddr:  e.epsByAddr.root,
+		epsByName:  e.epsByName.root,
 
 		serviceList: e.old.serviceList,
 		tagMap:      e.old.tagMap,

@@ -1,8 +1,6 @@
 package state
 
 import (
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
-
 	"github.com/fairlead-net/fairlead/internal/model"
 )
 
@@ -38,9 +36,9 @@ func emptyServers(rev model.Index) servers {
 		caKeys:     newTable[*model.CAKey](rev),
 		settings:   newTable[*model.Setting](rev),
 
-		locksOf:       iradix.New[*model.KV](),
-		sessionsOf:    iradix.New[*model.Session](),
-		tokenBySecret: iradix.New[*model.ACLToken](),
+		locksOf:       newLookup[*model.KV](rev),
+		sessionsOf:    newLookup[*model.Session](rev),
+		tokenBySecret: newLookup[*model.ACLToken](rev),
 	}
 }
 
@@ -81,9 +79,9 @@ func (s *servers) edit(rev model.Index) serversEdit {
 		caKeys:     s.caKeys.edit(rev),
 		settings:   s.settings.edit(rev),
 
-		locksOf:       lookupEdit[*model.KV]{old: s.locksOf},
-		sessionsOf:    lookupEdit[*model.Session]{old: s.sessionsOf},
-		tokenBySecret: lookupEdit[*model.ACLToken]{old: s.tokenBySecret},
+		locksOf:       editLookup(s.locksOf, rev),
+		sessionsOf:    editLookup(s.sessionsOf, rev),
+		tokenBySecret: editLookup(s.tokenBySecret, rev),
 	}
 }
 
@@ -116,31 +114,31 @@ func (e *serversEdit) apply(c *Change) {
 // lock follows which session holds which entries.
 func (e *serversEdit) lock(before, kv *model.KV, del bool) {
 	if before != nil && before.Session != "" {
-		e.locksOf.open().Delete(key2(before.Session, before.Key))
+		e.locksOf.delete(key2(before.Session, before.Key))
 	}
 	if !del && kv.Session != "" {
-		e.locksOf.open().Insert(key2(kv.Session, kv.Key), kv)
+		e.locksOf.put(key2(kv.Session, kv.Key), kv)
 	}
 }
 
 func (e *serversEdit) applySession(s *model.Session, del bool) {
 	if before, had := set(e.sessions, key(s.ID), s, del); had {
-		e.sessionsOf.open().Delete(key2(before.Node, before.ID))
+		e.sessionsOf.delete(key2(before.Node, before.ID))
 	}
 	if !del {
-		e.sessionsOf.open().Insert(key2(s.Node, s.ID), s)
+		e.sessionsOf.put(key2(s.Node, s.ID), s)
 	}
 }
 
 func (e *serversEdit) applyToken(t *model.ACLToken, del bool) {
 	if before, had := set(e.tokens, key(t.AccessorID), t, del); had {
 		// The secret may already have gone to another token.
-		if holder, ok := e.tokenBySecret.root().Get(key(before.SecretID)); ok && holder == before {
-			e.tokenBySecret.open().Delete(key(before.SecretID))
+		if holder, ok := e.tokenBySecret.root.get(key(before.SecretID)); ok && holder == before {
+			e.tokenBySecret.delete(key(before.SecretID))
 		}
 	}
 	if !del {
-		e.tokenBySecret.open().Insert(key(t.SecretID), t)
+		e.tokenBySecret.put(key(t.SecretID), t)
 	}
 }
 
@@ -156,9 +154,9 @@ func (e *serversEdit) commit(dst *servers, wake *[]func()) {
 	finish(&dst.caRoots, e.caRoots, wake)
 	finish(&dst.caKeys, e.caKeys, wake)
 	finish(&dst.settings, e.settings, wake)
-	dst.locksOf = e.locksOf.commit()
-	dst.sessionsOf = e.sessionsOf.commit()
-	dst.tokenBySecret = e.tokenBySecret.commit()
+	dst.locksOf = e.locksOf.root
+	dst.sessionsOf = e.sessionsOf.root
+	dst.tokenBySecret = e.tokenBySecret.root
 }
 
 // Session returns a session, nil if there is none.
@@ -173,12 +171,12 @@ func (s *Snapshot) Sessions() ([]*model.Session, Mark) { return s.sessions.all()
 // NodeSessions returns a node's sessions, sorted by id. The mark covers all
 // sessions.
 func (s *Snapshot) NodeSessions(n model.NodeName) ([]*model.Session, Mark) {
-	return under(s.sessionsOf.Root(), key2(n, "")), Mark{Index: s.sessions.index, Changed: s.sessions.watch()}
+	return under(s.sessionsOf, key2(n, "")), Mark{Index: s.sessions.index, Changed: s.sessions.watch()}
 }
 
 // Locked returns the KV entries that a session holds the lock of, sorted by key.
 func (s *Snapshot) Locked(session string) []*model.KV {
-	return under(s.locksOf.Root(), key2(session, ""))
+	return under(s.locksOf, key2(session, ""))
 }
 
 // Alive returns the mark that a session is being renewed, nil if it is not.
@@ -192,7 +190,7 @@ func (s *Snapshot) AllAlive() ([]*model.Alive, Mark) { return s.alive.all() }
 
 // LockDelay returns what keeps an entry from being locked, nil if nothing does.
 func (s *Snapshot) LockDelay(key string) (*model.LockDelay, Mark) {
-	v, mark, _ := s.lockDelays.get([]byte(key))
+	v, mark, _ := s.lockDelays.get(key)
 	return v, mark
 }
 
@@ -217,7 +215,7 @@ func (s *Snapshot) Token(accessor string) (*model.ACLToken, Mark) {
 // TokenBySecret returns the token of a secret, nil if there is none. The mark
 // covers all tokens.
 func (s *Snapshot) TokenBySecret(secret string) (*model.ACLToken, Mark) {
-	t, _ := s.tokenBySecret.Get(key(secret))
+	t, _ := s.tokenBySecret.get(key(secret))
 	return t, Mark{Index: s.tokens.index, Changed: s.tokens.watch()}
 }
 

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"sync"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
-
 	"github.com/fairlead-net/fairlead/internal/model"
 )
 
@@ -88,8 +86,8 @@ func (s *Snapshot) ServiceChecks(name model.ServiceName) ([]*model.Check, Mark) 
 
 func listServices(t *table[*Service]) func() []*Service {
 	return sync.OnceValue(func() []*Service {
-		list := make([]*Service, 0, t.tree.Len())
-		t.tree.Root().Walk(func(_ []byte, e entry[*Service]) bool {
+		list := make([]*Service, 0, t.size)
+		t.tree.walk(func(_ string, e entry[*Service]) bool {
 			if len(e.val.Members) > 0 {
 				list = append(list, e.val)
 			}
@@ -101,8 +99,8 @@ func listServices(t *table[*Service]) func() []*Service {
 
 func mapTags(t *table[[]string]) func() map[model.ServiceName][]string {
 	return sync.OnceValue(func() map[model.ServiceName][]string {
-		m := make(map[model.ServiceName][]string, t.tree.Len())
-		t.tree.Root().Walk(func(k []byte, e entry[[]string]) bool {
+		m := make(map[model.ServiceName][]string, t.size)
+		t.tree.walk(func(k string, e entry[[]string]) bool {
 			m[model.ServiceName(k)] = e.val
 			return false
 		})
@@ -155,7 +153,8 @@ func (t touched) health(i *model.Instance) {
 // the members that nothing touched.
 func (e *edit) rebuild() {
 	for node := range e.touchedNodes {
-		e.instances.root().WalkPrefix(key2(node, ""), func(_ []byte, en entry[*model.Instance]) bool {
+		here, _ := e.instances.tree.root.seek(key2(node, ""))
+		here.walk(func(_ string, en entry[*model.Instance]) bool {
 			e.touched.health(en.val)
 			return false
 		})
@@ -197,7 +196,7 @@ func (e *edit) newMembers(name model.ServiceName, keys map[memberKey]bool, nodes
 		if !ok || inst.Service != name {
 			continue
 		}
-		list = append(list, nodes.of(k.node).member(e.checksOf.root(), inst))
+		list = append(list, nodes.of(k.node).member(e.checksOf.root, inst))
 	}
 	slices.SortFunc(list, func(a, b *Member) int { return a.key().compare(b.key()) })
 	return list
@@ -259,12 +258,12 @@ func (p nodeParts) of(name model.NodeName) *nodePart {
 	if !ok {
 		node = &model.Node{Name: name}
 	}
-	part := &nodePart{node: node, checks: under(p.edit.checksOf.root(), key3(name, "", ""))}
+	part := &nodePart{node: node, checks: under(p.edit.checksOf.root, key3(name, "", ""))}
 	p.seen[name] = part
 	return part
 }
 
-func (p *nodePart) member(checksOf *iradix.Node[*model.Check], inst *model.Instance) *Member {
+func (p *nodePart) member(checksOf *lookup[*model.Check], inst *model.Instance) *Member {
 	own := under(checksOf, key3(inst.Node, inst.ID, ""))
 	return &Member{Node: p.node, Instance: inst, Checks: slices.Concat(p.checks, own)}
 }

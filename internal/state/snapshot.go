@@ -4,8 +4,6 @@ import (
 	"net/netip"
 	"sync/atomic"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
-
 	"github.com/fairlead-net/fairlead/internal/model"
 )
 
@@ -67,10 +65,10 @@ func emptySnapshot(rev model.Index) *Snapshot {
 		tags:      newTable[[]string](rev),
 		connected: newTable[*Member](rev),
 
-		checksOf:   iradix.New[*model.Check](),
-		vipsByAddr: iradix.New[*model.VIP](),
-		epsByAddr:  iradix.New[*model.Endpoint](),
-		epsByName:  iradix.New[*model.Endpoint](),
+		checksOf:   newLookup[*model.Check](rev),
+		vipsByAddr: newLookup[*model.VIP](rev),
+		epsByAddr:  newLookup[*model.Endpoint](rev),
+		epsByName:  newLookup[*model.Endpoint](rev),
 	}
 	s.serviceList = listServices(s.services)
 	s.tagMap = mapTags(s.tags)
@@ -130,7 +128,7 @@ func (s *Snapshot) Check(n model.NodeName, id model.CheckID) (*model.Check, Mark
 
 // InstanceChecks returns the checks of one instance, sorted by id.
 func (s *Snapshot) InstanceChecks(n model.NodeName, id model.ServiceID) []*model.Check {
-	return under(s.checksOf.Root(), key3(n, id, ""))
+	return under(s.checksOf, key3(n, id, ""))
 }
 
 // Checks returns every check in a state, or all of them for the empty state,
@@ -160,7 +158,7 @@ func (s *Snapshot) VIP(name model.ServiceName) (*model.VIP, Mark) {
 
 // VIPByAddr returns the VIP that has the address, nil if none has.
 func (s *Snapshot) VIPByAddr(a netip.Addr) *model.VIP {
-	v, _ := s.vipsByAddr.Get(addrKey(a))
+	v, _ := s.vipsByAddr.get(addrKey(a))
 	return v
 }
 
@@ -191,20 +189,23 @@ func (s *Snapshot) NetworkEndpoints(n model.NetworkName) ([]*model.Endpoint, Mar
 // Should two hold it, it is the one with the lower id.
 func (s *Snapshot) EndpointByAddr(a netip.Addr) *model.Endpoint {
 	k := addrKey(a)
-	if k == nil {
+	if k == "" {
 		return nil
 	}
-	it := s.epsByAddr.Root().Iterator()
-	it.SeekPrefix(append(k, 0))
-	_, e, _ := it.Next()
-	return e
+	var first *model.Endpoint
+	top, _ := s.epsByAddr.seek(key2(k, ""))
+	top.walk(func(_ string, e *model.Endpoint) bool {
+		first = e
+		return true
+	})
+	return first
 }
 
 // EndpointsByName returns the endpoints of a network that answer to a name
 // (their workload's or an alias), sorted by id. Names are compared without
 // regard to case.
 func (s *Snapshot) EndpointsByName(n model.NetworkName, name string) []*model.Endpoint {
-	return under(s.epsByName.Root(), key3(n, nameKey(name), ""))
+	return under(s.epsByName, key3(n, nameKey(name), ""))
 }
 
 // Leases returns a network's address leases, sorted by address.
@@ -215,12 +216,12 @@ func (s *Snapshot) Leases(n model.NetworkName) ([]*model.AddressLease, Mark) {
 // KV returns one entry, nil if there is none. The mark's index covers the key's
 // deletion.
 func (s *Snapshot) KV(key string) (*model.KV, Mark) {
-	kv, mark, _ := s.kv.get([]byte(key))
+	kv, mark, _ := s.kv.get(key)
 	return kv, mark
 }
 
 // KVTree returns the entries whose keys begin with prefix, sorted by key. The
 // mark covers the prefix, deletions included.
 func (s *Snapshot) KVTree(prefix string) ([]*model.KV, Mark) {
-	return s.kv.under([]byte(prefix))
+	return s.kv.under(prefix)
 }

@@ -110,8 +110,17 @@ func (s *State) Reset(rev model.Index, records []Change) {
 		panic(fmt.Sprintf("state: Reset to index %d, but %d is published", rev, old.index))
 	}
 	e := newEdit(emptySnapshot(rev), rev)
-	for i := range records {
-		e.apply(&records[i])
+	// Instances share what their nodes have, and checks what those have.
+	for _, turn := range []func(*Change) bool{
+		func(c *Change) bool { return c.Node != nil },
+		func(c *Change) bool { return c.Instance != nil },
+		func(c *Change) bool { return c.Node == nil && c.Instance == nil },
+	} {
+		for i := range records {
+			if turn(&records[i]) {
+				e.apply(&records[i])
+			}
+		}
 	}
 	// Nobody has read the empty snapshot, so its own wakers are not needed.
 	next, _ := e.commit()

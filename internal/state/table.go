@@ -4,8 +4,6 @@ import (
 	"net/netip"
 	"strings"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
-
 	"github.com/fairlead-net/fairlead/internal/model"
 )
 
@@ -30,8 +28,9 @@ type entry[V any] struct {
 // has neither a record nor a tombstone is floor, which is at least the revision
 // of its last deletion.
 type table[V any] struct {
-	tree   *iradix.Tree[entry[V]]
-	graves *iradix.Tree[model.Index]
+	tree   *node[entry[V]]
+	size   int
+	graves *node[model.Index]
 	floor  model.Index
 	index  model.Index // of the last change of anything in the table
 	// burials lists tombstones in the order they were made. It belongs to the
@@ -46,8 +45,8 @@ type burial struct {
 
 func newTable[V any](rev model.Index) *table[V] {
 	return &table[V]{
-		tree:    iradix.New[entry[V]](),
-		graves:  iradix.New[model.Index](),
+		tree:    &node[entry[V]]{rev: rev},
+		graves:  &node[model.Index]{rev: rev},
 		floor:   rev,
 		index:   rev,
 		burials: new([]burial),
@@ -55,48 +54,48 @@ func newTable[V any](rev model.Index) *table[V] {
 }
 
 // get returns the record under k, if there is one, and the mark of that key.
-func (t *table[V]) get(k []byte) (V, Mark, bool) {
-	watch, e, ok := t.tree.Root().GetWatch(k)
-	if ok {
-		return e.val, Mark{Index: e.index, Changed: watch}, true
+func (t *table[V]) get(k string) (V, Mark, bool) {
+	l, changed := t.tree.find(k)
+	if l != nil {
+		return l.val.val, Mark{Index: l.val.index, Changed: changed.wait()}, true
 	}
 	index := t.floor
-	if at, buried := t.graves.Get(k); buried {
+	if at, buried := t.graves.get(k); buried {
 		index = max(index, at)
 	}
-	return e.val, Mark{Index: index, Changed: watch}, false
+	var none V
+	return none, Mark{Index: index, Changed: changed.wait()}, false
 }
 
 // watch closes at the next change of anything in the table.
-func (t *table[V]) watch() <-chan struct{} {
-	return t.tree.Root().Iterator().SeekPrefixWatch(nil)
-}
+func (t *table[V]) watch() <-chan struct{} { return t.tree.changed.wait() }
 
 // all returns every record in the order of its keys and the table's mark.
 func (t *table[V]) all() ([]V, Mark) {
-	it := t.tree.Root().Iterator()
-	watch := it.SeekPrefixWatch(nil)
-	list := make([]V, 0, t.tree.Len())
-	for _, e, ok := it.Next(); ok; _, e, ok = it.Next() {
+	list := make([]V, 0, t.size)
+	t.tree.walk(func(_ string, e entry[V]) bool {
 		list = append(list, e.val)
-	}
-	return list, Mark{Index: t.index, Changed: watch}
+		return false
+	})
+	return list, t.mark()
 }
 
 // under returns the records whose keys begin with prefix, in the order of the
 // keys, and the mark of that prefix.
-func (t *table[V]) under(prefix []byte) ([]V, Mark) {
-	if len(prefix) == 0 {
+func (t *table[V]) under(prefix string) ([]V, Mark) {
+	if prefix == "" {
 		return t.all()
 	}
-	it := t.tree.Root().Iterator()
-	mark := Mark{Index: t.floor, Changed: it.SeekPrefixWatch(prefix)}
+	top, changed := t.tree.seek(prefix)
+	mark := Mark{Index: t.floor, Changed: changed.wait()}
 	list := []V{}
-	for _, e, ok := it.Next(); ok; _, e, ok = it.Next() {
+	top.walk(func(_ string, e entry[V]) bool {
 		list = append(list, e.val)
 		mark.Index = max(mark.Index, e.index)
-	}
-	t.graves.Root().WalkPrefix(prefix, func(_ []byte, at model.Index) bool {
+		return false
+	})
+	buried, _ := t.graves.seek(prefix)
+	buried.walk(func(_ string, at model.Index) bool {
 		mark.Index = max(mark.Index, at)
 		return false
 	})
@@ -105,69 +104,51 @@ func (t *table[V]) under(prefix []byte) ([]V, Mark) {
 
 // wakeAll closes every channel that a read of t ever handed out and that no
 // change has closed yet.
-func (t *table[V]) wakeAll() {
-	txn := t.tree.Txn()
-	txn.TrackMutate(true)
-	txn.DeletePrefix(nil)
-	txn.Commit()
-}
+func (t *table[V]) wakeAll() { t.tree.give() }
 
-// tableEdit is a table being changed. It opens its transactions at the first
-// change, so that a table that is not touched costs nothing and stays the same
+// tableEdit is a table being changed. A table that is not touched stays the same
 // pointer.
 type tableEdit[V any] struct {
 	old    *table[V]
-	rev    model.Index
-	txn    *iradix.Txn[entry[V]]
-	graves *iradix.Txn[model.Index]
+	tree   treeEdit[entry[V]]
+	graves treeEdit[model.Index]
 	floor  model.Index
+	edited bool
 }
 
 func (t *table[V]) edit(rev model.Index) *tableEdit[V] {
-	return &tableEdit[V]{old: t, rev: rev, floor: t.floor}
-}
-
-func (e *tableEdit[V]) open() {
-	if e.txn == nil {
-		e.txn = e.old.tree.Txn()
-		e.txn.TrackMutate(true)
-		e.graves = e.old.graves.Txn()
+	return &tableEdit[V]{
+		old: t, floor: t.floor,
+		tree:   treeEdit[entry[V]]{root: t.tree, rev: rev, size: t.size},
+		graves: treeEdit[model.Index]{root: t.graves, rev: rev, quiet: true},
 	}
 }
 
-// root is the tree as edited so far.
-func (e *tableEdit[V]) root() *iradix.Node[entry[V]] {
-	if e.txn == nil {
-		return e.old.tree.Root()
-	}
-	return e.txn.Root()
-}
-
-func (e *tableEdit[V]) get(k []byte) (V, bool) {
-	en, ok := e.root().Get(k)
+func (e *tableEdit[V]) get(k string) (V, bool) {
+	en, ok := e.tree.root.get(k)
 	return en.val, ok
 }
 
 // put writes v under k and returns what was there before.
-func (e *tableEdit[V]) put(k []byte, v V) (before V, had bool) {
-	e.open()
-	en, had := e.txn.Insert(k, entry[V]{val: v, index: e.rev})
+func (e *tableEdit[V]) put(k string, v V) (before V, had bool) {
+	e.edited = true
+	en, had := e.tree.put(k, entry[V]{val: v, index: e.tree.rev})
 	if !had {
-		e.graves.Delete(k)
+		e.graves.delete(k)
 	}
 	return en.val, had
 }
 
 // delete removes what is under k and returns it. Deleting nothing changes no
 // index.
-func (e *tableEdit[V]) delete(k []byte) (before V, had bool) {
-	if _, ok := e.root().Get(k); !ok {
+func (e *tableEdit[V]) delete(k string) (before V, had bool) {
+	en, had := e.tree.delete(k)
+	if !had {
 		return before, false
 	}
-	e.open()
-	en, _ := e.txn.Delete(k)
-	e.graves.Insert(k, e.rev)
-	*e.old.burials = append(*e.old.burials, burial{key: string(k), index: e.rev})
+	e.edited = true
+	e.graves.put(k, e.tree.rev)
+	*e.old.burials = append(*e.old.burials, burial{key: k, index: e.tree.rev})
 	return en.val, true
 }
 
@@ -179,10 +160,9 @@ func (e *tableEdit[V]) prune() {
 		return
 	}
 	for _, b := range queue[:over] {
-		k := []byte(b.key)
 		// The key may have been written or deleted again since.
-		if at, ok := e.graves.Get(k); ok && at == b.index {
-			e.graves.Delete(k)
+		if at, ok := e.graves.root.get(b.key); ok && at == b.index {
+			e.graves.delete(b.key)
 			e.floor = max(e.floor, b.index)
 		}
 	}
@@ -194,54 +174,38 @@ func (e *tableEdit[V]) prune() {
 // changed; the caller runs that once readers can see the table. An untouched
 // table comes back as it was, with nil.
 func (e *tableEdit[V]) commit() (*table[V], func()) {
-	if e.txn == nil {
+	if !e.edited {
 		return e.old, nil
 	}
 	e.prune()
 	next := &table[V]{
-		tree:    e.txn.CommitOnly(),
-		graves:  e.graves.Commit(),
+		tree:    e.tree.root,
+		size:    e.tree.size,
+		graves:  e.graves.root,
 		floor:   e.floor,
-		index:   e.rev,
+		index:   e.tree.rev,
 		burials: e.old.burials,
 	}
-	return next, e.txn.Notify
+	return next, e.tree.give
 }
 
 // lookup is a secondary index: no marks, no tombstones.
-type lookup[V any] = iradix.Tree[V]
+type lookup[V any] = node[V]
+
+func newLookup[V any](rev model.Index) *lookup[V] { return &lookup[V]{rev: rev} }
 
 // lookupEdit is a lookup being changed.
-type lookupEdit[V any] struct {
-	old *lookup[V]
-	txn *iradix.Txn[V]
-}
+type lookupEdit[V any] = treeEdit[V]
 
-func (e *lookupEdit[V]) open() *iradix.Txn[V] {
-	if e.txn == nil {
-		e.txn = e.old.Txn()
-	}
-	return e.txn
-}
-
-func (e *lookupEdit[V]) root() *iradix.Node[V] {
-	if e.txn == nil {
-		return e.old.Root()
-	}
-	return e.txn.Root()
-}
-
-func (e *lookupEdit[V]) commit() *lookup[V] {
-	if e.txn == nil {
-		return e.old
-	}
-	return e.txn.Commit()
+func editLookup[V any](l *lookup[V], rev model.Index) lookupEdit[V] {
+	return lookupEdit[V]{root: l, rev: rev, quiet: true}
 }
 
 // under returns the records of a lookup whose keys begin with prefix.
-func under[V any](root *iradix.Node[V], prefix []byte) []V {
+func under[V any](root *node[V], prefix string) []V {
 	var list []V
-	root.WalkPrefix(prefix, func(_ []byte, v V) bool {
+	top, _ := root.seek(prefix)
+	top.walk(func(_ string, v V) bool {
 		list = append(list, v)
 		return false
 	})
@@ -251,31 +215,22 @@ func under[V any](root *iradix.Node[V], prefix []byte) []V {
 // Keys of tables: parts separated by NUL, which no name contains, so that keys
 // sort as the tuples of their parts do and no name is the prefix of another.
 
-func key[S ~string](s S) []byte { return []byte(s) }
+func key[S ~string](s S) string { return string(s) }
 
-func key2[A, B ~string](a A, b B) []byte {
-	k := make([]byte, 0, len(a)+len(b)+1)
-	k = append(k, a...)
-	k = append(k, 0)
-	return append(k, b...)
+func key2[A, B ~string](a A, b B) string { return string(a) + "\x00" + string(b) }
+
+func key3[A, B, C ~string](a A, b B, c C) string {
+	return string(a) + "\x00" + string(b) + "\x00" + string(c)
 }
 
-func key3[A, B, C ~string](a A, b B, c C) []byte {
-	k := make([]byte, 0, len(a)+len(b)+len(c)+2)
-	k = append(k, a...)
-	k = append(k, 0)
-	k = append(k, b...)
-	k = append(k, 0)
-	return append(k, c...)
-}
-
-// addrKey sorts as netip.Addr.Compare does: IPv4 first.
-func addrKey(a netip.Addr) []byte {
+// addrKey sorts as netip.Addr.Compare does: IPv4 first. It is empty for no address.
+func addrKey(a netip.Addr) string {
 	a = a.Unmap().WithZone("")
 	if !a.IsValid() {
-		return nil
+		return ""
 	}
-	return append([]byte{byte(a.BitLen())}, a.AsSlice()...)
+	var b [17]byte
+	return string(append(append(b[:0], byte(a.BitLen())), a.AsSlice()...))
 }
 
 // nameKey folds case as DNS does, for ASCII only (RFC 4343).
