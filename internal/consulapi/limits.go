@@ -44,7 +44,12 @@ type Limits struct {
 const (
 	DefaultMaxWrites   = 4096
 	DefaultHeaderBytes = 64 << 10
+	DefaultHeader      = 10 * time.Second
+	DefaultStall       = 30 * time.Second
 )
+
+// KeepAlive is how long a connection may be without a request.
+const KeepAlive = 2 * time.Minute
 
 const (
 	// spareConns over the limit are taken to be told so; what comes beyond is
@@ -52,7 +57,6 @@ const (
 	spareConns = 16
 	// maxBuckets bounds how many clients' rates are remembered.
 	maxBuckets = 20_000
-	keepAlive  = 2 * time.Minute
 	// writePiece is how much of an answer a client must take within StallTimeout.
 	writePiece = 64 << 10
 )
@@ -79,9 +83,9 @@ type Guard struct {
 func NewGuard(l Limits) *Guard {
 	l.MaxWrites = cmp.Or(l.MaxWrites, DefaultMaxWrites)
 	l.HeaderBytes = cmp.Or(l.HeaderBytes, DefaultHeaderBytes)
-	l.HeaderTimeout = cmp.Or(l.HeaderTimeout, 10*time.Second)
+	l.HeaderTimeout = cmp.Or(l.HeaderTimeout, DefaultHeader)
 	l.BodyTimeout = cmp.Or(l.BodyTimeout, time.Minute)
-	l.StallTimeout = cmp.Or(l.StallTimeout, 30*time.Second)
+	l.StallTimeout = cmp.Or(l.StallTimeout, DefaultStall)
 	if l.Log == nil {
 		l.Log = slog.Default()
 	}
@@ -89,10 +93,11 @@ func NewGuard(l Limits) *Guard {
 }
 
 // Server returns a server of next within the limits. Its hooks for connections are
-// taken.
+// taken. A connection that has been counted by Enter, as its method Returned says,
+// is not counted again when it comes.
 func (g *Guard) Server(next http.Handler) *http.Server {
 	srv := &http.Server{
-		Handler: g.Handler(next), ReadHeaderTimeout: g.l.HeaderTimeout, IdleTimeout: keepAlive, MaxHeaderBytes: g.l.HeaderBytes,
+		Handler: g.Handler(next), ReadHeaderTimeout: g.l.HeaderTimeout, IdleTimeout: KeepAlive, MaxHeaderBytes: g.l.HeaderBytes,
 	}
 	if g.l.ConnsPerClient > 0 {
 		srv.ConnContext, srv.ConnState = g.connect, g.connState
@@ -102,6 +107,9 @@ func (g *Guard) Server(next http.Handler) *http.Server {
 
 // connect counts a connection, and marks one over its client's limit.
 func (g *Guard) connect(ctx context.Context, c net.Conn) context.Context {
+	if _, back := c.(interface{ Returned() }); back {
+		return ctx
+	}
 	switch n := g.count(c, 1); {
 	case n <= g.l.ConnsPerClient:
 		return ctx
@@ -114,6 +122,24 @@ func (g *Guard) connect(ctx context.Context, c net.Conn) context.Context {
 // connState is told of each connection's end once.
 func (g *Guard) connState(c net.Conn, s http.ConnState) {
 	if s == http.StateClosed || s == http.StateHijacked {
+		g.count(c, -1)
+	}
+}
+
+// Enter counts a connection that the server does not have yet, if it is within its
+// client's limit. Left, or its end at the server, counts it out.
+func (g *Guard) Enter(c net.Conn) bool {
+	if g.l.ConnsPerClient <= 0 || g.count(c, 1) <= g.l.ConnsPerClient {
+		return true
+	}
+	g.count(c, -1)
+	return false
+}
+
+// Left is told of the end of a connection that Enter has counted and that is not
+// the server's.
+func (g *Guard) Left(c net.Conn) {
+	if g.l.ConnsPerClient > 0 {
 		g.count(c, -1)
 	}
 }

@@ -59,8 +59,8 @@ type Agent struct {
 	led       sighting // of a leader of the servers
 	closers   []func() error
 	founded   func(token string) // may be nil
-	// forwarded answers what other nodes pass on.
-	forwarded http.Handler
+	// requests answers HTTP, that of other nodes included.
+	requests http.Handler
 }
 
 // Run runs an agent until ctx ends. The data path and the workloads outlive it.
@@ -172,11 +172,14 @@ func (a *Agent) assemble() error {
 			return err
 		}
 	}
-	a.forwarded = a.handler()
 	if a.certs, err = openCertificates(a.cfg); err != nil {
 		return err
 	}
-	return a.openMetrics()
+	if err := a.openMetrics(); err != nil {
+		return err
+	}
+	a.requests = a.handler()
+	return nil
 }
 
 // staleFor is how long the servers have had no leader; 0 while they have one.

@@ -157,7 +157,7 @@ func (a *Agent) openServer(pools []netip.Prefix) error {
 	})
 	p.server = rpc.NewServer(rpc.Config{
 		Badge: p.badge, Listen: p.peer.Addr, Gate: p.cluster, Catalog: catalog{a.registry, a.state}, Codes: codes, Log: a.log,
-		API: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { a.forwarded.ServeHTTP(w, r) }),
+		API: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { a.requests.ServeHTTP(w, r) }),
 	})
 	return nil
 }

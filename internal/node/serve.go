@@ -35,19 +35,29 @@ func (a *Agent) serve(ctx context.Context, ready func()) error {
 	}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	srv := consulapi.NewGuard(consulapi.Limits{
-		ConnsPerClient: a.cfg.HTTPMaxConns, RatePerClient: float64(a.cfg.HTTPRateLimit), Log: a.log,
-	}).Server(a.handler())
+	guard := consulapi.NewGuard(consulapi.Limits{ConnsPerClient: a.cfg.HTTPMaxConns, RatePerClient: float64(a.cfg.HTTPRateLimit), Log: a.log})
+	srv := guard.Server(a.requests)
 	srv.BaseContext = func(net.Listener) context.Context { return base }
+	plain := listeners[0]
+	door, err := a.door(guard, srv.Handler)
+	if err != nil {
+		return errors.Join(err, closeAll(listeners))
+	}
+	listeners[0] = door // the server gets what is not for the door
+	answered := make(chan error, 1)
+	go func() { answered <- door.Run(base, plain) }()
 	served := make(chan error, len(listeners))
 	for _, l := range listeners {
 		go func() { served <- srv.Serve(l) }()
 	}
 	a.ready.Store(true)
 	ready()
-	a.log.Info("agent is ready", "http", listeners[0].Addr().String(), "https", a.cfg.HTTPSAddr)
+	a.log.Info("agent is ready", "http", plain.Addr().String(), "https", a.cfg.HTTPSAddr)
 	select {
 	case err := <-served:
+		cancel()
+		return errors.Join(fmt.Errorf("serve HTTP: %w", err), srv.Close(), <-answered)
+	case err := <-answered:
 		return errors.Join(fmt.Errorf("serve HTTP: %w", err), srv.Close())
 	case <-ctx.Done():
 	}
@@ -58,12 +68,21 @@ func (a *Agent) serve(ctx context.Context, ready func()) error {
 	if err = srv.Shutdown(end); err != nil {
 		err = srv.Close()
 	}
+	err = errors.Join(err, <-answered)
 	for range listeners {
 		if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
 			err = errors.Join(err, serr)
 		}
 	}
 	return err
+}
+
+func closeAll(listeners []net.Listener) error {
+	var errs []error
+	for _, l := range listeners {
+		errs = append(errs, l.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // listen opens the API's listeners, plain HTTP first.
