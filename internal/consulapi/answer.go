@@ -52,6 +52,8 @@ type answer struct {
 	zipped func() []byte
 	// written says that the endpoint has sent everything itself.
 	written bool
+	// parked says that the request is in the lot, and not answered yet.
+	parked bool
 }
 
 // value answers with v as JSON, null for nil.

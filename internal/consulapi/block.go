@@ -30,6 +30,8 @@ type look struct {
 // The index is that of the last change to what was read, but not less than what
 // the client asked with, as long as this node has been there: a client that
 // moves between servers must not see it go backwards, since it would start over.
+//
+// What the lot takes is answered from there, and the rest waits here.
 func (h *handler) run(c *call, rt route, serve endpoint) (answer, error) {
 	var timeout *time.Timer
 	defer func() {
@@ -47,7 +49,10 @@ func (h *handler) run(c *call, rt route, serve endpoint) (answer, error) {
 			return h.finish(c, l, index)
 		}
 		if timeout == nil {
-			timeout = time.NewTimer(c.wait + rand.N(c.wait/jitterPart+1))
+			if h.park(c, rt, serve) {
+				return answer{written: true, parked: true}, nil
+			}
+			timeout = time.NewTimer(c.lasts())
 		}
 		select {
 		case <-l.marks[0].Changed:
@@ -60,6 +65,9 @@ func (h *handler) run(c *call, rt route, serve endpoint) (answer, error) {
 		return h.finish(c, l, c.index)
 	}
 }
+
+// lasts is for how long a query waits.
+func (o options) lasts() time.Duration { return o.wait + rand.N(o.wait/jitterPart+1) }
 
 // finish completes an answer's header.
 func (h *handler) finish(c *call, l *look, index model.Index) (answer, error) {

@@ -2,12 +2,16 @@
 // use, with the shapes, wording, headers and status codes those clients match
 // on: routes.go has the table of what is served.
 //
-// New returns an http.Handler that holds no goroutine and no state of its own:
-// reads are answered from a snapshot, writes go through the Agent (what this
-// node owns) and the Writer (what the cluster owns). It may be called
-// concurrently, like any http.Handler. A blocking query occupies its request's
-// goroutine and ends with the request's context, so whoever serves the handler
-// cancels the server's base context to end a process quickly.
+// New returns an http.Handler that holds no state of its own: reads are answered
+// from a snapshot, writes go through the Agent (what this node owns) and the
+// Writer (what the cluster owns). It may be called concurrently, like any
+// http.Handler.
+//
+// Blocking queries whose connections the Lot takes cost no goroutines of their
+// own: equal ones share one, which ends with the last of them, and all end with
+// the lot. Any other occupies its request's goroutine and ends with the request's
+// context. So whoever serves the handler ends the lot and cancels the server's
+// base context to end a process quickly.
 //
 // Reads see everything that was acknowledged by this node without further ado:
 // Agent and Writer return only once the local state shows their write, so the
@@ -135,6 +139,8 @@ type Deps struct {
 	Logs *Logs
 	// Snapshots are the store's.
 	Snapshots Snapshots
+	// Lot takes the connections of queries that wait; nil if they keep them.
+	Lot Lot
 }
 
 type handler struct {
@@ -142,6 +148,7 @@ type handler struct {
 	log      *slog.Logger
 	prepared *prepared.Runner
 	shelf    *shelf
+	waits    *waits
 	policy   []string // the default one, as a header's value
 	Deps
 }
@@ -174,7 +181,7 @@ func New(cfg Config, d Deps) http.Handler {
 		d.Authority = openAuthority{}
 	}
 	runner := prepared.New(prepared.Config{Node: cfg.Node.Name, Datacenter: cfg.Node.Datacenter, Resolve: d.Authority.Resolve})
-	return &handler{cfg: cfg, log: cfg.Log, prepared: runner, shelf: newShelf(shelfBytes), policy: []string{cfg.DefaultACLPolicy}, Deps: d}
+	return &handler{cfg: cfg, log: cfg.Log, prepared: runner, shelf: newShelf(shelfBytes), waits: &waits{flocks: map[flockKey]*flock{}}, policy: []string{cfg.DefaultACLPolicy}, Deps: d}
 }
 
 // call is one request on its way through an endpoint.
@@ -184,7 +191,8 @@ type call struct {
 	w      http.ResponseWriter
 	params url.Values
 	// rest is the path behind the route's prefix, unescaped once.
-	rest string
+	rest  string
+	start time.Time
 
 	authority Authority
 	auth      acl.Authorizer // of the request's token, once it has been asked for
@@ -203,23 +211,34 @@ func (c *call) has(param string) bool {
 // http.ServeMux would redirect keys that contain "//" or "..".
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	hd := w.Header()
-	hd["Vary"], hd["X-Consul-Default-Acl-Policy"] = varies, h.policy
-	a, err := h.serve(w, r)
+	h.setCommon(w.Header())
+	a, err := h.serve(w, r, start)
 	if err != nil {
 		a = h.failure(w, r, err)
 	}
 	h.write(w, r, a)
-	// Neither the query (it may carry a token) nor the body is logged.
-	if h.log.Enabled(r.Context(), slog.LevelDebug) {
-		h.log.Debug("http request", "method", r.Method, "path", r.URL.Path, "status", a.status, "took", time.Since(start))
+	if !a.parked {
+		h.logRequest(r, a.status, start)
 	}
+}
+
+// logRequest notes a request. Neither the query (it may carry a token) nor the
+// body is logged.
+func (h *handler) logRequest(r *http.Request, status int, start time.Time) {
+	if h.log.Enabled(r.Context(), slog.LevelDebug) {
+		h.log.Debug("http request", "method", r.Method, "path", r.URL.Path, "status", status, "took", time.Since(start))
+	}
+}
+
+// setCommon sets the headers of every answer.
+func (h *handler) setCommon(hd http.Header) {
+	hd["Vary"], hd["X-Consul-Default-Acl-Policy"] = varies, h.policy
 }
 
 // varies and its like are values of headers that all answers share.
 var varies = []string{"Accept-Encoding"}
 
-func (h *handler) serve(w http.ResponseWriter, r *http.Request) (answer, error) {
+func (h *handler) serve(w http.ResponseWriter, r *http.Request, start time.Time) (answer, error) {
 	if r.URL.Path == "/" {
 		return text(http.StatusOK, "Fairlead agent; the Consul-compatible API is under /v1/\n"), nil
 	}
@@ -240,7 +259,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) (answer, error) 
 	if err != nil {
 		return answer{}, fail(http.StatusBadRequest, "Failed to decode query: %v", err)
 	}
-	c := &call{h: w.Header(), r: r, w: w, params: params, rest: rest, authority: h.Authority}
+	c := &call{h: w.Header(), r: r, w: w, params: params, rest: rest, start: start, authority: h.Authority}
 	if err := checkTenancy(c); err != nil {
 		return answer{}, err
 	}

@@ -19,3 +19,14 @@ func Shelved(h http.Handler) (n, bytes int) {
 
 // ShelfBytes bounds what is kept.
 const ShelfBytes = shelfBytes
+
+// Parked is how many queries of h wait in the lot, and in how many flocks.
+func Parked(h http.Handler) (queries, flocks int) {
+	ws := h.(*handler).waits
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	for _, f := range ws.flocks {
+		queries += len(f.waiters)
+	}
+	return queries, len(ws.flocks)
+}

@@ -35,7 +35,7 @@ type Limits struct {
 	// comes.
 	HeaderTimeout, BodyTimeout time.Duration
 	// StallTimeout is how long a client may not take, or not send, anything of
-	// what is under way; 0 means 30 s.
+	// what is under way; 0 means DefaultStall.
 	StallTimeout time.Duration
 	Log          *slog.Logger
 }
@@ -93,8 +93,9 @@ func NewGuard(l Limits) *Guard {
 }
 
 // Server returns a server of next within the limits. Its hooks for connections are
-// taken. A connection that has been counted by Enter, as its method Returned says,
-// is not counted again when it comes.
+// taken. A connection that a handler takes from it counts until Left is called;
+// one that has been counted, by Enter or before it was taken, as its method
+// Returned says, is not counted again when it comes.
 func (g *Guard) Server(next http.Handler) *http.Server {
 	srv := &http.Server{
 		Handler: g.Handler(next), ReadHeaderTimeout: g.l.HeaderTimeout, IdleTimeout: KeepAlive, MaxHeaderBytes: g.l.HeaderBytes,
@@ -121,7 +122,7 @@ func (g *Guard) connect(ctx context.Context, c net.Conn) context.Context {
 
 // connState is told of each connection's end once.
 func (g *Guard) connState(c net.Conn, s http.ConnState) {
-	if s == http.StateClosed || s == http.StateHijacked {
+	if s == http.StateClosed {
 		g.count(c, -1)
 	}
 }
@@ -137,7 +138,7 @@ func (g *Guard) Enter(c net.Conn) bool {
 }
 
 // Left is told of the end of a connection that Enter has counted and that is not
-// the server's.
+// the server's, or that a handler had taken from it.
 func (g *Guard) Left(c net.Conn) {
 	if g.l.ConnsPerClient > 0 {
 		g.count(c, -1)

@@ -62,7 +62,7 @@ func (a *Agent) consul() http.Handler {
 		Reader: a.state, Agent: a.local, Writer: a.registry, Cluster: servers,
 		Sessions: a.registry, Transactor: a.registry, Queries: a.registry, Events: a.events, ACLs: a.registry,
 		Catalogue: a.registry, Settings: a.registry, Servers: servers, Leaves: a.leaves,
-		Process: agentProcess{a}, Tokens: agentProcess{a}, Metrics: a.metrics, Logs: a.logs, Snapshots: a.store,
+		Process: agentProcess{a}, Tokens: agentProcess{a}, Metrics: a.metrics, Logs: a.logs, Snapshots: a.store, Lot: a.lot,
 	}
 	if a.tokens != nil {
 		deps.Authority = a.tokens

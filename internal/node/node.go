@@ -26,6 +26,7 @@ import (
 	"github.com/fairlead-net/fairlead/internal/identity"
 	"github.com/fairlead-net/fairlead/internal/local"
 	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/parking"
 	"github.com/fairlead-net/fairlead/internal/registry"
 	"github.com/fairlead-net/fairlead/internal/state"
 	"github.com/fairlead-net/fairlead/internal/store"
@@ -61,6 +62,8 @@ type Agent struct {
 	founded   func(token string) // may be nil
 	// requests answers HTTP, that of other nodes included.
 	requests http.Handler
+	guard    *consulapi.Guard
+	lot      *parking.Lot
 }
 
 // Run runs an agent until ctx ends. The data path and the workloads outlive it.
@@ -175,11 +178,21 @@ func (a *Agent) assemble() error {
 	if a.certs, err = openCertificates(a.cfg); err != nil {
 		return err
 	}
+	a.openHTTP()
 	if err := a.openMetrics(); err != nil {
 		return err
 	}
 	a.requests = a.handler()
 	return nil
+}
+
+// openHTTP makes what is in front of the API: the limits of its clients, and the
+// place for connections that wait.
+func (a *Agent) openHTTP() {
+	a.guard = consulapi.NewGuard(consulapi.Limits{ConnsPerClient: a.cfg.HTTPMaxConns, RatePerClient: float64(a.cfg.HTTPRateLimit), Log: a.log})
+	a.lot = parking.New(parking.Config{
+		Idle: consulapi.KeepAlive, Stall: consulapi.DefaultStall, Grace: shutdownGrace, Left: a.guard.Left, Log: a.log,
+	})
 }
 
 // staleFor is how long the servers have had no leader; 0 while they have one.

@@ -15,7 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/fairlead-net/fairlead/internal/consulapi"
 	"github.com/fairlead-net/fairlead/internal/datapath"
 	"github.com/fairlead-net/fairlead/internal/endpoint"
 	"github.com/fairlead-net/fairlead/internal/ipam"
@@ -35,17 +34,18 @@ func (a *Agent) serve(ctx context.Context, ready func()) error {
 	}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	guard := consulapi.NewGuard(consulapi.Limits{ConnsPerClient: a.cfg.HTTPMaxConns, RatePerClient: float64(a.cfg.HTTPRateLimit), Log: a.log})
-	srv := guard.Server(a.requests)
+	srv := a.guard.Server(a.requests)
 	srv.BaseContext = func(net.Listener) context.Context { return base }
 	plain := listeners[0]
-	door, err := a.door(guard, srv.Handler)
+	door, err := a.door(srv.Handler)
 	if err != nil {
 		return errors.Join(err, closeAll(listeners))
 	}
 	listeners[0] = door // the server gets what is not for the door
-	answered := make(chan error, 1)
+	answered, parked := make(chan error, 1), make(chan error, 1)
 	go func() { answered <- door.Run(base, plain) }()
+	go func() { parked <- a.lot.Run(base, func() {}) }()
+	listeners = append(listeners, a.lot) // where connections come back
 	served := make(chan error, len(listeners))
 	for _, l := range listeners {
 		go func() { served <- srv.Serve(l) }()
@@ -56,9 +56,10 @@ func (a *Agent) serve(ctx context.Context, ready func()) error {
 	select {
 	case err := <-served:
 		cancel()
-		return errors.Join(fmt.Errorf("serve HTTP: %w", err), srv.Close(), <-answered)
+		return errors.Join(fmt.Errorf("serve HTTP: %w", err), srv.Close(), <-answered, <-parked)
 	case err := <-answered:
-		return errors.Join(fmt.Errorf("serve HTTP: %w", err), srv.Close())
+		cancel()
+		return errors.Join(fmt.Errorf("serve HTTP: %w", err), srv.Close(), <-parked)
 	case <-ctx.Done():
 	}
 	a.ready.Store(false)
@@ -68,7 +69,7 @@ func (a *Agent) serve(ctx context.Context, ready func()) error {
 	if err = srv.Shutdown(end); err != nil {
 		err = srv.Close()
 	}
-	err = errors.Join(err, <-answered)
+	err = errors.Join(err, <-answered, <-parked)
 	for range listeners {
 		if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
 			err = errors.Join(err, serr)
@@ -234,6 +235,8 @@ func (a *Agent) openMetrics() error {
 		gauge("endpoints", "Endpoints in the catalogue.", func() float64 { e, _ := a.state.Snapshot().Endpoints(); return float64(len(e)) }),
 	}
 	all = append(all, a.storeMetrics()...)
+	all = append(all, gauge("http_parked_connections", "Connections that are held for requests which wait, and for the next ones after those.",
+		func() float64 { return float64(a.lot.Waiting()) }))
 	if a.plane != nil {
 		all = append(all, a.plane.metrics()...)
 	}

@@ -70,10 +70,11 @@ func New(cfg Config) *Lot {
 	return l
 }
 
-// Run watches the connections until ctx ends; then each request that waits is
-// over, and it returns when all are answered, or Grace has passed, and every
-// connection is closed. Accept goes on until Close. It is called once.
-func (l *Lot) Run(ctx context.Context) error {
+// Run watches the connections until ctx ends, and calls ready when Park takes
+// some. At the end each request that waits is over; it returns when all are
+// answered, or Grace has passed, and every connection is closed. Accept goes on
+// until Close. It is called once.
+func (l *Lot) Run(ctx context.Context, ready func()) error {
 	ev, err := newEvents()
 	if err != nil {
 		return err
@@ -81,6 +82,7 @@ func (l *Lot) Run(ctx context.Context) error {
 	l.mu.Lock()
 	l.events, l.open = ev, true
 	l.mu.Unlock()
+	ready()
 	watched := make(chan error, 1)
 	go func() { watched <- ev.run(l.event) }()
 	select {
@@ -159,8 +161,9 @@ func (l *Lot) Park(w http.ResponseWriter, r *http.Request, wait time.Duration, o
 	}
 	early, _ := buf.Reader.Peek(buf.Reader.Buffered()) // cannot fail for so many
 	early = bytes.Clone(early)
-	if b, ok := conn.(*returned); ok {
-		conn, early = b.Conn, append(early, b.early...)
+	if b, ok := conn.(interface{ Rest() (net.Conn, []byte) }); ok {
+		rest, unread := b.Rest()
+		conn, early = rest, append(early, unread...)
 	}
 	l.admit(s, conn, early, wait)
 	return s.answer, true
@@ -266,6 +269,10 @@ type returned struct {
 
 // Returned marks the connection.
 func (*returned) Returned() {}
+
+// Rest takes the connection apart: the socket, and what is to be read before it.
+// Whatever has bytes in front of a socket has this method.
+func (c *returned) Rest() (net.Conn, []byte) { return c.Conn, c.early }
 
 // Read implements io.Reader.
 func (c *returned) Read(b []byte) (int, error) {

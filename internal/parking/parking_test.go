@@ -58,7 +58,9 @@ func open(t *testing.T, cfg parking.Config) *site {
 	s.Lot = parking.New(cfg)
 	ctx, cancel := context.WithCancel(t.Context())
 	ran, served := make(chan error, 1), make(chan error, 2)
-	go func() { ran <- s.Run(ctx) }()
+	open := make(chan struct{})
+	go func() { ran <- s.Run(ctx, func() { close(open) }) }()
+	<-open
 	s.stop = sync.OnceFunc(func() {
 		s.ended.Store(true)
 		cancel()

@@ -1,6 +1,7 @@
 package parking
 
 import (
+	"errors"
 	"net"
 	"syscall"
 	"time"
@@ -75,9 +76,9 @@ func (s *spot) peek() (more, left bool) {
 		for {
 			n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
 			switch {
-			case err == unix.EINTR:
+			case errors.Is(err, unix.EINTR):
 				continue
-			case err == unix.EAGAIN:
+			case errors.Is(err, unix.EAGAIN):
 			case err != nil || n == 0:
 				left = true
 			default:
@@ -128,9 +129,9 @@ func (s *spot) write(b []byte) (n int, err error) {
 			m, err = unix.Write(int(fd), b[n:])
 			n += max(m, 0)
 			switch {
-			case err == unix.EINTR:
+			case errors.Is(err, unix.EINTR):
 				err = nil
-			case err == unix.EAGAIN:
+			case errors.Is(err, unix.EAGAIN):
 				err = nil
 				return true
 			case err != nil:
