@@ -141,7 +141,7 @@ func (a *Agent) assemble() error {
 	}
 	a.store = store.New(store.Config{
 		Dir: a.dataDir(), Temp: temporary, Name: a.storeName(), Site: a.cfg.Site, Version: a.version, VIPPools: pools,
-		Cluster: a.peers.member(), Log: a.log,
+		Cluster: a.peers.member(a.log), Log: a.log,
 	}, a.state)
 	reset := ""
 	if !a.cfg.Dev {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"path/filepath"
@@ -123,7 +124,7 @@ func openDirectory(cfg Config, self string) (*rpc.Directory, error) {
 }
 
 // member is how the store is one of several; nil for a lone one.
-func (p *peers) member() *store.Cluster {
+func (p *peers) member(log *slog.Logger) *store.Cluster {
 	if p == nil {
 		return nil
 	}
@@ -134,6 +135,9 @@ func (p *peers) member() *store.Cluster {
 			retry := task.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}
 			for {
 				members, err := p.client.AddServer(ctx, p.peer)
+				if err != nil && ctx.Err() == nil {
+					log.Warn("the servers do not take this one yet; a dead one has to be removed first", "error", err)
+				}
 				if err == nil || task.Sleep(ctx, retry.Next()) != nil {
 					return members, err
 				}
