@@ -240,6 +240,7 @@ func (a *Agent) units() []task.Unit {
 		{Name: "reaper", Run: a.registry.Reap},
 		{Name: "authority", Run: a.registry.CA().Keep},
 		{Name: "cluster", Run: a.keepCluster},
+		{Name: "sessions", Run: a.keepPresence},
 		{Name: "hangups", Run: a.hangups},
 		{Name: "memory", Run: a.giveBack},
 	}...)

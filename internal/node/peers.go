@@ -9,11 +9,15 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/fairlead-net/fairlead/internal/cluster"
 	"github.com/fairlead-net/fairlead/internal/identity"
 	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/presence"
 	"github.com/fairlead-net/fairlead/internal/registry"
 	"github.com/fairlead-net/fairlead/internal/rpc"
 	"github.com/fairlead-net/fairlead/internal/state"
@@ -50,8 +54,9 @@ type peers struct {
 	dir    *rpc.Directory
 	client *rpc.Client
 	// The following are a server's.
-	cluster *cluster.Cluster
-	server  *rpc.Server
+	cluster  *cluster.Cluster
+	server   *rpc.Server
+	presence *presence.Presence
 }
 
 // clustered reports whether the agent is part of a site of several hosts.
@@ -159,8 +164,9 @@ func (a *Agent) openServer(pools []netip.Prefix) error {
 		Self: p.peer, Site: a.cfg.Site, Badge: p.badge, Directory: p.dir, Members: a.store, Registry: a.registry, State: a.state,
 		VIPPools: [2]netip.Prefix{pools[0], pools[1]}, Log: a.log,
 	})
+	p.presence = presence.New(p.self.ID, a.registry, a.state, a.leads, a.log)
 	p.server = rpc.NewServer(rpc.Config{
-		Badge: p.badge, Listen: p.peer.Addr, Gate: p.cluster, Catalog: catalog{a.registry, a.state}, Codes: codes, Log: a.log,
+		Badge: p.badge, Listen: p.peer.Addr, Gate: p.cluster, Catalog: catalog{a.registry, a.state}, Presence: p.presence, Codes: codes, Log: a.log,
 		API: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { a.requests.ServeHTTP(w, r) }),
 	})
 	return nil
@@ -250,7 +256,49 @@ func (a *Agent) keepCluster(ctx context.Context, ready func()) error {
 	return a.peers.cluster.Keep(ctx, ready)
 }
 
+// leads reports whether this server leads the others.
+func (a *Agent) leads() bool {
+	return slices.ContainsFunc(a.store.Members(), func(m store.Member) bool { return m.Self && m.Leader })
+}
+
 // votes reports whether this server is a voting member.
 func (a *Agent) votes() bool {
 	return slices.ContainsFunc(a.store.Members(), func(m store.Member) bool { return m.Self && !m.Learner })
+}
+
+// keepPresence judges nodes, and has this server's own node judged by the others:
+// it holds a session with one of them as long as there is another.
+func (a *Agent) keepPresence(ctx context.Context, ready func()) error {
+	if a.peers == nil || a.peers.presence == nil {
+		ready()
+		return nil
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.peers.presence.Run(ctx, ready) })
+	g.Go(func() error {
+		for ctx.Err() == nil {
+			a.session(ctx)
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// session holds one until the servers are others or ctx ends.
+func (a *Agent) session(ctx context.Context) {
+	list, changed := a.peers.dir.Peers()
+	others := slices.ContainsFunc(list, func(p rpc.Peer) bool { return p.ID != a.self.ID })
+	held, end := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	if others {
+		wg.Go(func() {
+			a.peers.client.Session(held, func() string { return rpc.GoodbyeRestart }, func(bool) {})
+		})
+	}
+	select {
+	case <-ctx.Done():
+	case <-changed:
+	}
+	end()
+	wg.Wait()
 }

@@ -242,8 +242,11 @@ func TestThreeServersOutliveTheirLeader(t *testing.T) {
 			}
 		}
 		testlab.Eventually(t, settleLimit, func() error { return errors.Join(write(others[0]), write(others[1])) })
-		t.Logf("round %d: writes are back after %v", round, time.Since(begin).Round(time.Millisecond))
+		back := time.Since(begin)
+		others[0].sees(leader.name, "critical")
+		t.Logf("round %d: writes are back after %v, its node is dead after %v", round, back.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
 		leader.start()
+		others[1].sees(leader.name, "passing")
 		for i := range written {
 			for _, s := range all {
 				if got, err := s.ask(http.MethodGet, fmt.Sprintf("/v1/kv/k%d?raw", i), ""); err != nil || got != strconv.Itoa(i) {
@@ -306,6 +309,24 @@ func TestAServerIsReplaced(t *testing.T) {
 	case <-time.After(settleLimit):
 		t.Error("a server that was removed runs")
 	}
+}
+
+// sees waits until a node's health is as wanted.
+func (s *server) sees(node, status string) {
+	s.t.Helper()
+	testlab.Eventually(s.t, settleLimit, func() error {
+		text, err := s.ask(http.MethodGet, "/v1/health/node/"+node, "")
+		var checks []struct{ CheckID, Status string }
+		if err == nil {
+			err = json.Unmarshal([]byte(text), &checks)
+		}
+		for _, c := range checks {
+			if err == nil && (c.CheckID != "serfHealth" || c.Status != status) {
+				err = fmt.Errorf("%s sees %s: %s is %s, not %s", s.name, node, c.CheckID, c.Status, status)
+			}
+		}
+		return err
+	})
 }
 
 // token makes a join token for servers.
