@@ -44,11 +44,13 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, n identity.Node
 	if out.Flush() != nil {
 		return
 	}
-	lines := bufio.NewScanner(io.LimitReader(r.Body, 1<<40))
+	// A server that ends does not wait for the next line.
+	defer context.AfterFunc(r.Context(), func() { _ = out.SetReadDeadline(time.Now()) })()
+	lines := bufio.NewScanner(r.Body)
 	lines.Buffer(make([]byte, 64), 64)
 	for {
 		// A silent node's stream is read no longer; what it says then is too late.
-		if out.SetReadDeadline(time.Now().Add(beatLimit)) != nil || !lines.Scan() {
+		if out.SetReadDeadline(time.Now().Add(beatLimit)) != nil || r.Context().Err() != nil || !lines.Scan() {
 			return
 		}
 		switch line := lines.Text(); line {
