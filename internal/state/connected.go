@@ -35,8 +35,9 @@ func (e *edit) reconnect(before []*Member, gone map[memberKey]bool, fresh []*Mem
 			e.connected.put(connectedKey(m), m)
 		}
 	}
-	for _, m := range before {
-		if speaksFor(m.Instance) == "" || !gone[m.key()] {
+	for k := range gone {
+		m := memberAt(before, k)
+		if m == nil || speaksFor(m.Instance) == "" {
 			continue
 		}
 		if now, ok := e.connected.get(connectedKey(m)); ok && now == m {

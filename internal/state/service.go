@@ -2,6 +2,7 @@ package state
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"sync"
 
@@ -118,6 +119,16 @@ func (k memberKey) compare(o memberKey) int {
 	return cmp.Or(cmp.Compare(k.node, o.node), cmp.Compare(k.id, o.id))
 }
 
+func (m *Member) against(k memberKey) int { return m.key().compare(k) }
+
+// memberAt is the member of a key in a sorted list; nil if it is not there.
+func memberAt(list []*Member, k memberKey) *Member {
+	if i, found := slices.BinarySearchFunc(list, k, (*Member).against); found {
+		return list[i]
+	}
+	return nil
+}
+
 func (m *Member) key() memberKey { return memberKey{m.Instance.Node, m.Instance.ID} }
 
 // touched collects what has to be rebuilt: the services that a change concerns.
@@ -203,20 +214,21 @@ func (e *edit) newMembers(name model.ServiceName, keys map[memberKey]bool, nodes
 }
 
 // mergeMembers returns before without the members in gone, and with those of
-// fresh; both lists and the result are sorted.
+// fresh, whose keys are among those of gone; both lists and the result are sorted.
+// A service has thousands of members and a change a few, so it looks at few.
 func mergeMembers(before []*Member, gone map[memberKey]bool, fresh []*Member) []*Member {
 	out := make([]*Member, 0, len(before)+len(fresh))
-	for _, m := range before {
-		k := m.key()
-		if gone[k] {
-			continue
+	for _, k := range slices.SortedFunc(maps.Keys(gone), memberKey.compare) {
+		i, found := slices.BinarySearchFunc(before, k, (*Member).against)
+		out, before = append(out, before[:i]...), before[i:]
+		if found {
+			before = before[1:]
 		}
-		for len(fresh) > 0 && fresh[0].key().compare(k) < 0 {
+		if len(fresh) > 0 && fresh[0].key() == k {
 			out, fresh = append(out, fresh[0]), fresh[1:]
 		}
-		out = append(out, m)
 	}
-	return append(out, fresh...)
+	return append(out, before...)
 }
 
 // retag brings the table of tags up to date, without touching it where names
