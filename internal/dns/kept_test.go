@@ -181,6 +181,7 @@ instance n3 al-3 alias port=2 addr=10.1.0.77
 instance n1 tw-1 twice port=1 addr=10.1.0.8
 instance n1 tw-2 twice port=2 addr=10.1.0.8
 instance n1 tw-3 twice port=3 addr=10.1.0.9
+instance n2 px-2 web-proxy port=21001 addr=127.0.0.13 proxy=web tags=v1
 instance n1 we-1 heavy port=1 addr=10.1.0.11 weights=10/1
 instance n1 we-2 heavy port=1 addr=10.1.0.12 weights=1/1
 instance n1 we-3 heavy port=1 addr=10.1.0.13 weights=0/0
@@ -206,7 +207,7 @@ func cases() []aCase {
 		"sick.service.consul.", "mail.service.consul.", "nosuch.service.consul.", "api.service.consul.", "six.service.consul.", "atnode.service.consul.",
 		"alias.service.consul.", "twice.service.consul.", "heavy.service.consul.", "loud.service.consul.", "few.service.consul.", "many.service.consul.",
 		"n1.node.consul.", "n3.node.dc1.consul.", "n4.node.consul.", "n9.node.consul.", "7f00000b.addr.dc1.consul.", "zz.addr.consul.",
-		"service.consul.", "x.y.z.service.consul.", "nosuch.consul.", "find-web.query.consul.", "web.connect.consul.", "11.0.0.127.in-addr.arpa.", "db.",
+		"service.consul.", "x.y.z.service.consul.", "nosuch.consul.", "find-web.query.consul.", "web.connect.consul.", "heavy.connect.consul.", "nosuch.connect.consul.", "11.0.0.127.in-addr.arpa.", "db.",
 	} {
 		for _, qtype := range []uint16{miekg.TypeA, miekg.TypeAAAA, miekg.TypeSRV, miekg.TypeTXT, miekg.TypeANY, miekg.TypeSOA} {
 			for _, size := range []uint16{0, 512, 1232, 4096, 65000} {
@@ -242,7 +243,7 @@ func TestKeptAnswersAreTheAnswers(t *testing.T) {
 			rev, hits, asked := st.Snapshot().Index(), 0, 0
 			for _, change := range []string{
 				"", "- instance n1 web-1", "instance n1 web-1 web port=9 addr=127.0.0.99 tags=v1", "check n1 wc critical of=we-1", "node n3 10.1.0.33",
-				"vip web 240.0.0.9 fdff::9", "- endpoint net-b api-2 node=n2", "instance n9 new-1 nosuch port=1 addr=10.1.0.100", "node n9 10.1.0.101",
+				"vip web 240.0.0.9 fdff::9", "- endpoint net-b api-2 node=n2", "instance n1 px sidecar port=21000 addr=127.0.0.12 proxy=web", "check n2 pxc critical of=px-2", "- instance n1 px", "instance n9 new-1 nosuch port=1 addr=10.1.0.100", "node n9 10.1.0.101",
 				"endpoint net-b late node=n1 addr=10.1.0.8", "network dc2 pool=10.30.0.0/24",
 			} {
 				if change != "" {

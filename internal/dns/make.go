@@ -14,7 +14,7 @@ import (
 
 // keptKinds are the kinds of names whose answers are kept: the others depend on
 // more than a few records, or are hardly asked for twice.
-var keptKinds = []string{"service", "node", "virtual", "addr"}
+var keptKinds = []string{"service", "connect", "node", "virtual", "addr"}
 
 // kindOf is the kind of name that a canonical name in one of our domains is; see
 // answering.inDomain. Empty: of none.
