@@ -274,8 +274,19 @@ func (a *Agent) keepPresence(ctx context.Context, ready func()) error {
 		return nil
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.peers.presence.Run(ctx, ready) })
+	judges := make(chan struct{})
 	g.Go(func() error {
+		return a.peers.presence.Run(ctx, func() {
+			close(judges)
+			ready()
+		})
+	})
+	g.Go(func() error {
+		select {
+		case <-judges:
+			a.peers.presence.Own(ctx, a.peers.self)
+		case <-ctx.Done():
+		}
 		for ctx.Err() == nil {
 			a.session(ctx)
 		}

@@ -108,6 +108,25 @@ func (p *Presence) Attach(ctx context.Context, n identity.Node, _ netip.Addr) (b
 	return func() { s.heard.Store(time.Now().UnixNano()) }, func(goodbye string) { p.gone(run, s, goodbye) }, nil
 }
 
+// Own attaches the node of this very server, before it holds a session with
+// another one: without that nobody would notice its end. It tries until ctx ends.
+func (p *Presence) Own(ctx context.Context, n identity.Node) {
+	retry := task.Backoff{Min: 100 * time.Millisecond, Max: 2 * time.Second}
+	for {
+		err := p.write(ctx, func(ctx context.Context) error {
+			_, _, err := p.Attach(ctx, n, netip.Addr{})
+			return err
+		})
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		p.log.Warn("attach this server's own node", "error", err)
+		if task.Sleep(ctx, retry.Next()) != nil {
+			return
+		}
+	}
+}
+
 // welcome says that a node lives, as soon as it has registered itself.
 func (p *Presence) welcome(ctx context.Context, s *session) {
 	retry := task.Backoff{Min: 100 * time.Millisecond, Max: 5 * time.Second}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -30,6 +31,8 @@ type book struct {
 	said  []string
 	epoch uint64
 	fails int // how many verdicts fail first
+	// refuses is how many sessions are not recorded first.
+	refuses int
 }
 
 func (b *book) note(format string, args ...any) {
@@ -39,6 +42,10 @@ func (b *book) note(format string, args ...any) {
 func (b *book) Attach(_ context.Context, _ identity.Node, _ string) (uint64, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.refuses > 0 {
+		b.refuses--
+		return 0, context.DeadlineExceeded
+	}
 	b.epoch++
 	return b.epoch, nil
 }
@@ -132,6 +139,17 @@ func TestHowSessionsEnd(t *testing.T) {
 		if want := append([]string{"web lives (1) at 0s"}, c.want...); !slices.Equal(said, want) {
 			t.Errorf("%s: %q, want %q", c.how, said, want)
 		}
+	}
+}
+
+func TestAServersOwnNodeIsAttachedInTheEnd(t *testing.T) {
+	said := on(t, nil, false, func(t *testing.T, p *Presence, b *book) {
+		b.refuses = 3
+		p.Own(t.Context(), identity.Node{ID: "s1", Name: "s1"})
+		synctest.Wait()
+	})
+	if len(said) != 1 || !strings.HasPrefix(said[0], "s1 lives (1)") {
+		t.Errorf("%q", said)
 	}
 }
 

@@ -110,7 +110,9 @@ func (c *Client) hold(ctx context.Context, goodbye func() string, attached func(
 	if !stop.Stop() {
 		return fmt.Errorf("open a session: %w", sctx.Err())
 	}
+	at, _ := c.Server()
 	if resp.StatusCode != http.StatusOK {
+		c.avoid(at) // another one may take it
 		var f failure
 		if err := decode(resp.Body, &f); err != nil || f.Text == "" {
 			return fmt.Errorf("open a session: the server answers %s", resp.Status)
@@ -118,7 +120,6 @@ func (c *Client) hold(ctx context.Context, goodbye func() string, attached func(
 		return fmt.Errorf("open a session: %w", c.cfg.Codes.errorOf(f))
 	}
 	attached()
-	at, _ := c.Server()
 	silent := time.AfterFunc(beatLimit, cancel)
 	defer silent.Stop()
 	var cut error // read when ended is closed
