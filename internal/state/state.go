@@ -103,6 +103,10 @@ func (s *State) Apply(rev model.Index, changes []Change) {
 // raises every index to rev and marks the state synced. A rev below the current
 // index panics: indexes never go backwards on a node.
 func (s *State) Reset(rev model.Index, records []Change) {
+	s.replace(rev, records, true)
+}
+
+func (s *State) replace(rev model.Index, records []Change, synced bool) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	old := s.current.Load()
@@ -125,7 +129,7 @@ func (s *State) Reset(rev model.Index, records []Change) {
 	// Nobody has read the empty snapshot, so its own wakers are not needed.
 	next, _ := e.commit()
 	s.publish(old, next, old.wakers())
-	if !s.loaded {
+	if synced && !s.loaded {
 		s.loaded = true
 		close(s.synced)
 	}
