@@ -3,6 +3,7 @@ package consulapi
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -173,7 +174,7 @@ func (h *handler) sessionCreate(c *call) (answer, error) {
 	if err := h.sessionsHere(c); err != nil {
 		return answer{}, err
 	}
-	b := sessionBody{Node: string(h.cfg.Node.Name)}
+	b := sessionBody{Node: cmp.Or(c.r.Header.Get(model.HeaderVia), string(h.cfg.Node.Name))}
 	if hasBody(c) {
 		if err := h.decodeBody(c, &b); err != nil {
 			return answer{}, err

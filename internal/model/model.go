@@ -70,3 +70,7 @@ func (s *Stamp) Modified() Index { return s.ModifyIndex }
 
 // Created is the record's CreateIndex.
 func (s *Stamp) Created() Index { return s.CreateIndex }
+
+// HeaderVia is the HTTP header with the name of the node that passed a request on
+// to a server: what names no node is about that one.
+const HeaderVia = "X-Fairlead-Via"

@@ -41,7 +41,7 @@ func (a *Agent) handler() http.Handler {
 	}
 	targets := promsd.New(discovery, a.state)
 	// The Consul API takes its paths raw: a KV key may hold "//".
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return a.forwarding(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case underPrefix(r.URL.Path, api.Prefix):
 			native.ServeHTTP(w, r)
@@ -52,7 +52,7 @@ func (a *Agent) handler() http.Handler {
 		default:
 			consul.ServeHTTP(w, r)
 		}
-	})
+	}))
 }
 
 // consul is the Consul-compatible API.
@@ -62,13 +62,16 @@ func (a *Agent) consul() http.Handler {
 		Reader: a.state, Agent: a.local, Writer: a.registry, Cluster: servers,
 		Sessions: a.registry, Transactor: a.registry, Queries: a.registry, Events: a.events, ACLs: a.registry,
 		Catalogue: a.registry, Settings: a.registry, Servers: servers, Leaves: a.leaves,
-		Process: agentProcess{a}, Tokens: agentProcess{a}, Metrics: a.metrics, Logs: a.logs, Snapshots: a.store, Lot: a.lot,
+		Process: agentProcess{a}, Tokens: agentProcess{a}, Metrics: a.metrics, Logs: a.logs, Lot: a.lot,
+	}
+	if a.store != nil {
+		deps.Snapshots = a.store
 	}
 	if a.tokens != nil {
 		deps.Authority = a.tokens
 	}
 	return consulapi.New(consulapi.Config{
-		Node: a.self, Version: a.version, KVMaxValueSize: int64(a.cfg.KVMaxValueSize), TxnMaxReqSize: int64(a.cfg.TxnMaxReqSize),
+		Node: a.self, Version: a.version, ClientOnly: a.follower != nil, KVMaxValueSize: int64(a.cfg.KVMaxValueSize), TxnMaxReqSize: int64(a.cfg.TxnMaxReqSize),
 		SessionTTLMin: a.cfg.SessionTTLMin, DefaultACLPolicy: a.cfg.ACLDefaultPolicy, ScriptChecks: a.cfg.ScriptChecks, Log: a.log,
 	}, deps)
 }
@@ -81,6 +84,7 @@ func (p agentProcess) Reload(ctx context.Context) error { return p.a.reload(ctx)
 // Leave ends the agent once the requests under way are answered.
 func (p agentProcess) Leave(context.Context) error {
 	p.a.log.Info("the agent was asked to leave")
+	p.a.left.Store(true)
 	p.a.leave()
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -23,6 +24,7 @@ import (
 	"github.com/fairlead-net/fairlead/internal/consulapi"
 	"github.com/fairlead-net/fairlead/internal/dns"
 	"github.com/fairlead-net/fairlead/internal/event"
+	"github.com/fairlead-net/fairlead/internal/feed"
 	"github.com/fairlead-net/fairlead/internal/identity"
 	"github.com/fairlead-net/fairlead/internal/local"
 	"github.com/fairlead-net/fairlead/internal/model"
@@ -42,9 +44,14 @@ type Agent struct {
 	leave   context.CancelFunc // ends Run
 	self    model.Node
 
-	state    *state.State
+	state *state.State
+	// store, and feed in a site of several hosts, are a server's; follower is that
+	// of an agent which is none.
 	store    *store.Store
+	feed     *feed.Feed
+	follower *follower
 	registry *registry.Registry
+	own      catalogue // where this node's own records are written
 	local    *local.Agent
 	tokens   *acl.Resolver // nil without ACLs
 	events   *event.Log
@@ -57,7 +64,8 @@ type Agent struct {
 	// reloading is held while files are read again.
 	reloading sync.Mutex
 	ready     atomic.Bool
-	led       sighting // of a leader of the servers
+	left      atomic.Bool // it was told to leave, not only to stop
+	led       sighting    // of a leader of the servers
 	closers   []func() error
 	founded   func(token string) // may be nil
 	// requests answers HTTP, that of other nodes included.
@@ -139,21 +147,10 @@ func (a *Agent) assemble() error {
 		}
 		a.closers = append(a.closers, func() error { return removeTemporary(a.cfg.RunDir) })
 	}
-	a.store = store.New(store.Config{
-		Dir: a.dataDir(), Temp: temporary, Name: a.storeName(), Site: a.cfg.Site, Version: a.version, VIPPools: pools,
-		Cluster: a.peers.member(a.log), Log: a.log,
-	}, a.state)
-	reset := ""
-	if !a.cfg.Dev {
-		reset = filepath.Join(a.cfg.DataDir, "acl-bootstrap-reset")
-	}
-	a.registry = registry.New(a.store, a.state, registry.Config{
-		Node: a.self.Name, VIPPool4: pools[0], VIPPool6: pools[1], SessionTTLMin: a.cfg.SessionTTLMin, ACLResetFile: reset, Log: a.log,
-	})
-	if err := a.openServer(pools); err != nil {
+	if err := a.openRegistry(pools, temporary); err != nil {
 		return err
 	}
-	if a.local, err = local.Open(local.Config{Dir: a.dataDir(), Node: a.self, Scripts: a.cfg.ScriptChecks, Log: a.log}, a.registry, a.state); err != nil {
+	if a.local, err = local.Open(local.Config{Dir: a.dataDir(), Node: a.self, Scripts: a.cfg.ScriptChecks, Log: a.log}, a.own, a.state); err != nil {
 		return err
 	}
 	if err := a.declare(context.Background()); err != nil {
@@ -186,6 +183,30 @@ func (a *Agent) assemble() error {
 	return nil
 }
 
+// openRegistry makes what reads and writes the registry: a store of its own on a
+// server, a copy of the servers' on any other agent.
+func (a *Agent) openRegistry(pools []netip.Prefix, temporary string) error {
+	cfg := registry.Config{Node: a.self.Name, VIPPool4: pools[0], VIPPool6: pools[1], SessionTTLMin: a.cfg.SessionTTLMin, Log: a.log}
+	if !a.serves() {
+		return a.openFollower(cfg)
+	}
+	if !a.cfg.Dev {
+		cfg.ACLResetFile = filepath.Join(a.cfg.DataDir, "acl-bootstrap-reset")
+	}
+	var writes store.Applier = a.state
+	if a.peers != nil {
+		a.feed = feed.New(a.state, a.cfg.Site, a.log)
+		writes = a.feed
+	}
+	a.store = store.New(store.Config{
+		Dir: a.dataDir(), Temp: temporary, Name: a.storeName(), Site: a.cfg.Site, Version: a.version, VIPPools: pools,
+		Cluster: a.peers.member(a.log), Log: a.log,
+	}, writes)
+	a.registry = registry.New(a.store, a.state, cfg)
+	a.own = a.registry
+	return a.openServer(pools)
+}
+
 // openHTTP makes what is in front of the API: the limits of its clients, and the
 // place for connections that wait.
 func (a *Agent) openHTTP() {
@@ -197,6 +218,9 @@ func (a *Agent) openHTTP() {
 
 // staleFor is how long the servers have had no leader; 0 while they have one.
 func (a *Agent) staleFor() time.Duration {
+	if a.follower != nil {
+		return a.follower.mirror.LastContact()
+	}
 	if a.store.HasLeader() {
 		a.led.seen()
 		return 0
@@ -230,20 +254,13 @@ func (a *Agent) openDNS() error {
 // units is the order of the start: first what knows, then what acts on it, last
 // what lets others in. They stop in reverse.
 func (a *Agent) units() []task.Unit {
-	units := append(a.peerUnits(), []task.Unit{
-		{Name: "store", Run: a.store.Run},
-		// The server's own records come before the node's, since instances need
-		// their node and callers its health.
-		{Name: "presence", Run: a.presence},
-		{Name: "local", Run: a.local.Run},
-		// Sessions may end once their nodes' and checks' health is known.
-		{Name: "reaper", Run: a.registry.Reap},
-		{Name: "authority", Run: a.registry.CA().Keep},
-		{Name: "cluster", Run: a.keepCluster},
-		{Name: "sessions", Run: a.keepPresence},
-		{Name: "hangups", Run: a.hangups},
-		{Name: "memory", Run: a.giveBack},
-	}...)
+	var units []task.Unit
+	if a.follower != nil {
+		units = a.followerUnits()
+	} else {
+		units = a.serverUnits()
+	}
+	units = append(units, task.Unit{Name: "hangups", Run: a.hangups}, task.Unit{Name: "memory", Run: a.giveBack})
 	dns, http := task.Unit{Name: "dns", Run: a.dns.Run}, task.Unit{Name: "http", Run: a.serve}
 	if a.plane == nil {
 		return append(units, dns, http)
@@ -258,6 +275,22 @@ func (a *Agent) units() []task.Unit {
 		task.Unit{Name: "activate", Run: a.plane.activate},
 		http,
 	)
+}
+
+// serverUnits are those of an agent with a store of its own.
+func (a *Agent) serverUnits() []task.Unit {
+	return append(a.peerUnits(), []task.Unit{
+		{Name: "store", Run: a.store.Run},
+		// The server's own records come before the node's, since instances need
+		// their node and callers its health.
+		{Name: "presence", Run: a.presence},
+		{Name: "local", Run: a.local.Run},
+		// Sessions may end once their nodes' and checks' health is known.
+		{Name: "reaper", Run: a.registry.Reap},
+		{Name: "authority", Run: a.registry.CA().Keep},
+		{Name: "cluster", Run: a.keepCluster},
+		{Name: "sessions", Run: a.keepPresence},
+	}...)
 }
 
 // presence keeps this node, its health and its server in the catalogue.
@@ -290,7 +323,7 @@ func (a *Agent) dataDir() string {
 // status is how this agent is doing.
 func (a *Agent) status(ctx context.Context) api.Status {
 	snap := a.state.Snapshot()
-	st := a.store.Status()
+	st := a.storeStatus()
 	nodes, _ := snap.Nodes()
 	networks, _ := snap.Networks()
 	endpoints, _ := snap.Endpoints()
@@ -325,9 +358,9 @@ func (a *Agent) problems(ctx context.Context) []string {
 	if a.plane != nil {
 		all = append(all, a.plane.problems(ctx)...)
 	}
-	st := a.store.Status()
+	st := a.storeStatus()
 	if st.Leader == "" {
-		all = append(all, "the registry has no leader: nothing can be changed")
+		all = append(all, a.leaderless()+": nothing can be changed")
 	}
 	if st.Full != "" {
 		all = append(all, "the registry takes no writes: "+st.Full)
@@ -349,8 +382,8 @@ func (a *Agent) readyz(w http.ResponseWriter, _ *http.Request) {
 	switch {
 	case !a.ready.Load():
 		http.Error(w, "starting", http.StatusServiceUnavailable)
-	case a.store.Status().Leader == "":
-		http.Error(w, "the registry has no leader", http.StatusServiceUnavailable)
+	case a.storeStatus().Leader == "":
+		http.Error(w, a.leaderless(), http.StatusServiceUnavailable)
 	default:
 		_, _ = w.Write([]byte("ready\n")) // a caller that went away is not our error
 	}

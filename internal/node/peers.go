@@ -154,7 +154,7 @@ func (p *peers) member(log *slog.Logger) *store.Cluster {
 // openServer makes what a server answers nodes with.
 func (a *Agent) openServer(pools []netip.Prefix) error {
 	p := a.peers
-	if p == nil || !p.self.Server {
+	if p == nil {
 		return nil
 	}
 	if err := p.dir.Learn(p.peer); err != nil {
@@ -166,7 +166,7 @@ func (a *Agent) openServer(pools []netip.Prefix) error {
 	})
 	p.presence = presence.New(p.self.ID, a.registry, a.state, a.leads, a.log)
 	p.server = rpc.NewServer(rpc.Config{
-		Badge: p.badge, Listen: p.peer.Addr, Gate: p.cluster, Catalog: catalog{a.registry, a.state}, Presence: p.presence, Codes: codes, Log: a.log,
+		Badge: p.badge, Listen: p.peer.Addr, Gate: p.cluster, Catalog: catalog{a.registry, a.state}, Feed: a.feed, Presence: p.presence, Codes: codes, Log: a.log,
 		API: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { a.requests.ServeHTTP(w, r) }),
 	})
 	return nil
@@ -220,6 +220,16 @@ func (a *Agent) leaderAndServers(st store.Status) (leader string, servers []stri
 	if a.peers == nil {
 		return st.Leader, st.Peers
 	}
+	if a.follower != nil {
+		at := a.follower.server()
+		for _, p := range a.follower.servers() {
+			servers = append(servers, string(p.Name))
+			if p.Addr.String() == at {
+				leader = string(p.Name)
+			}
+		}
+		return leader, servers
+	}
 	for _, m := range a.peers.members(a.store) {
 		servers = append(servers, m.Name)
 		if m.Leader {
@@ -233,7 +243,7 @@ func (a *Agent) leaderAndServers(st store.Status) (leader string, servers []stri
 // peerUnits are what a server starts before its store, which may wait for the
 // others: they have to hear where this one is.
 func (a *Agent) peerUnits() []task.Unit {
-	if a.peers == nil || !a.peers.self.Server {
+	if a.peers == nil {
 		return nil
 	}
 	return []task.Unit{{Name: "nodes", Run: a.peers.server.Run}, {Name: "announce", Run: a.announce}}

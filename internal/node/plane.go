@@ -47,7 +47,7 @@ func (a *Agent) openPlane(pools []netip.Prefix) error {
 		return err
 	}
 	p.endpoints = endpoint.New(endpoint.Config{
-		Node: a.self.Name, State: a.state, Registry: a.registry, Driver: p.net, Path: p.maps, Resolver: a.dns,
+		Node: a.self.Name, State: a.state, Registry: a.own, Driver: p.net, Path: p.maps, Resolver: a.dns,
 		VIPPools: pools, HostCookie: cookie, Log: a.log,
 	})
 	p.balancer = lb.New(lb.Config{

@@ -26,6 +26,9 @@ type serverList struct {
 func (l serverList) LastContact() time.Duration { return l.a.staleFor() }
 
 func (l serverList) Leader() string {
+	if f := l.a.follower; f != nil {
+		return f.server()
+	}
 	if !l.a.store.HasLeader() {
 		return ""
 	}
@@ -49,11 +52,17 @@ func (l serverList) Peers() []string {
 }
 
 func (l serverList) ReadIndex(ctx context.Context) (model.Index, error) {
+	if l.a.follower != nil {
+		return 0, store.ErrNoLeader // servers alone can tell, and are asked instead
+	}
 	return l.a.store.ReadIndex(ctx)
 }
 
 // Servers are all of them, sorted by ID, those that do not vote included.
 func (l serverList) Servers() []consulapi.Server {
+	if f := l.a.follower; f != nil {
+		return f.list()
+	}
 	st := l.a.store.Status()
 	if l.a.peers == nil {
 		return []consulapi.Server{{

@@ -8,6 +8,9 @@ import (
 
 // storeMetrics are those of the registry's database and its room.
 func (a *Agent) storeMetrics() []prometheus.Collector {
+	if a.follower != nil {
+		return a.follower.metrics()
+	}
 	of := func(f func(store.Status) float64) func() float64 {
 		return func() float64 { return f(a.store.Status()) }
 	}

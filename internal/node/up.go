@@ -56,8 +56,6 @@ func RunUp(ctx context.Context, cfg Config, up Up, version string, log *slog.Log
 		return run(ctx, cfg, version, log, nil)
 	case !errors.Is(err, identity.ErrNoBadge):
 		return err
-	case up.Join != "" && !up.Server:
-		return errors.New("join: hosts that are no servers cannot join yet: give --server")
 	case up.Join != "":
 		if err := join(ctx, cfg, up, log); err != nil {
 			return err

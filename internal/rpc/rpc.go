@@ -45,8 +45,9 @@ const (
 	pathSession  = "/session"
 	pathCatalog  = "/catalog/"
 	pathAPI      = "/v1/"
+	pathOwnAPI   = "/fairlead/"
 	// headerVia names the node that passed a request on.
-	headerVia = "X-Fairlead-Via"
+	headerVia = model.HeaderVia
 )
 
 var (

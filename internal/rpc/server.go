@@ -83,7 +83,7 @@ func NewServer(cfg Config) *Server {
 
 // ServeHTTP takes the API's paths as they are: a key may hold "//".
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if strings.HasPrefix(r.URL.Path, pathAPI) {
+	if strings.HasPrefix(r.URL.Path, pathAPI) || strings.HasPrefix(r.URL.Path, pathOwnAPI) {
 		s.known(s.api)(w, r)
 		return
 	}
