@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -233,6 +234,36 @@ func TestSessions(t *testing.T) {
 	cancel()
 	<-done
 	w.until("a goodbye", func() bool { return w.sessions["web"] == "ended:restart" })
+}
+
+// TestANodeThatDiesTakesNothingWithIt: its connection may break at any moment of the handler's.
+func TestANodeThatDiesTakesNothingWithIt(t *testing.T) {
+	w := start(t)
+	badge := w.badge("web", false)
+	for range 200 {
+		c := w.client(badge, w.addr)
+		conns := make(chan net.Conn, 1)
+		dial := c.http.DialContext
+		c.http.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dial(ctx, network, addr)
+			if err == nil {
+				conns <- conn
+			}
+			return conn, err
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		attached, done := make(chan bool, 10), make(chan struct{})
+		go func() {
+			c.Session(ctx, func() string { return "" }, func(yes bool) { attached <- yes })
+			close(done)
+		}()
+		<-attached
+		w.until("a session", func() bool { return w.sessions["web"] == "open" })
+		(<-conns).Close()
+		cancel()
+		<-done
+		w.until("its end", func() bool { return w.sessions["web"] == "ended:" })
+	}
 }
 
 func TestASessionMovesToAnotherServer(t *testing.T) {

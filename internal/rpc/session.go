@@ -44,8 +44,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, n identity.Node
 	if out.Flush() != nil {
 		return
 	}
-	// A server that ends does not wait for the next line.
-	defer context.AfterFunc(r.Context(), func() { _ = out.SetReadDeadline(time.Now()) })()
+	defer endReading(r.Context(), out)()
 	lines := bufio.NewScanner(r.Body)
 	lines.Buffer(make([]byte, 64), 64)
 	for {
@@ -65,6 +64,22 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, n identity.Node
 		case GoodbyeLeave, GoodbyeRestart:
 			goodbye = line
 			return
+		}
+	}
+}
+
+// endReading ends reading as soon as ctx ends: a server that ends does not wait
+// for the next line. The handler calls stop before it returns, behind which out
+// is nobody's.
+func endReading(ctx context.Context, out *http.ResponseController) (stop func()) {
+	over := make(chan struct{})
+	cancel := context.AfterFunc(ctx, func() {
+		defer close(over)
+		_ = out.SetReadDeadline(time.Now()) // a stream that has ended needs none
+	})
+	return func() {
+		if !cancel() {
+			<-over
 		}
 	}
 }
