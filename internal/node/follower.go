@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"time"
 
@@ -62,9 +63,14 @@ func (noStore) RevokeLease(context.Context, int64) error { return store.ErrNoLea
 // serves reports whether this agent is a server, or alone.
 func (a *Agent) serves() bool { return a.peers == nil || a.peers.self.Server }
 
+var errAgentACL = errors.New("acl: an agent that is no server cannot ask for tokens yet, and its API would be open: make this host a server with --server")
+
 // openFollower makes what an agent that is no server has instead of a store.
 func (a *Agent) openFollower(cfg registry.Config) error {
 	p := a.peers
+	if a.cfg.ACL {
+		return errAgentACL
+	}
 	a.follower = &follower{peers: p, mirror: mirror.New(mirror.Config{
 		Feed: p.client.Feed, State: a.state, File: filepath.Join(a.cfg.DataDir, "catalogue"), Log: a.log,
 	})}

@@ -75,7 +75,7 @@ type session struct {
 }
 
 // New returns the presence of a server by its id. leads says whether it is the
-// leader, who judges the nodes of servers that are gone.
+// leader, who judges the nodes of servers that are gone; each judges its own.
 func New(server string, reg Registry, st *state.State, leads func() bool, log *slog.Logger) *Presence {
 	return &Presence{server: server, reg: reg, st: st, leads: leads, log: log, held: map[model.NodeName]*session{}}
 }
@@ -217,8 +217,9 @@ func (p *Presence) say(ctx context.Context, s *session, what string, verdict fun
 	}
 }
 
-// Run keeps this server's mark, and judges nodes of servers that are gone while
-// this one leads, until ctx ends. It is the Run of a task.Unit.
+// Run keeps this server's mark, and judges nodes that did not come back after a
+// restart of this server, and those of servers that are gone while this one
+// leads, until ctx ends. It is the Run of a task.Unit.
 func (p *Presence) Run(ctx context.Context, ready func()) error {
 	p.mu.Lock()
 	p.ctx = ctx
@@ -233,11 +234,7 @@ func (p *Presence) Run(ctx context.Context, ready func()) error {
 		if err := p.write(ctx, m.keep); err != nil && ctx.Err() == nil {
 			p.log.Warn("keep this server's mark", "error", err)
 		}
-		if p.leads() {
-			p.adopt(ctx, orphans, time.Now())
-		} else {
-			clear(orphans)
-		}
+		p.adopt(ctx, orphans, time.Now())
 		select {
 		case <-ctx.Done():
 			return nil
@@ -277,11 +274,18 @@ type orphan struct {
 	since time.Time
 }
 
-// adopt judges nodes whose server has been gone for orphanTime.
+// adopt judges nodes whose session has been nobody's for orphanTime: this very
+// server does not hold it any more, or, for the leader to see, its server is gone.
 func (p *Presence) adopt(ctx context.Context, orphans map[model.NodeName]orphan, now time.Time) {
-	snap := p.st.Snapshot()
+	snap, leads := p.st.Snapshot(), p.leads()
+	cared := func(a registry.Attachment) bool {
+		if a.Server == p.server {
+			return p.holds(a)
+		}
+		return !leads || registry.ServerAlive(snap, a.Server)
+	}
 	for _, a := range registry.Attachments(snap) {
-		if a.Over || a.Server == p.server && p.holds(a) || a.Server != p.server && registry.ServerAlive(snap, a.Server) {
+		if a.Over || cared(a) {
 			delete(orphans, a.Node)
 			continue
 		}
@@ -293,7 +297,7 @@ func (p *Presence) adopt(ctx context.Context, orphans map[model.NodeName]orphan,
 		if now.Sub(o.since) < orphanTime {
 			continue
 		}
-		p.log.Info("a node has not come back since its server is gone", "node", string(a.Node), "server", a.Server)
+		p.log.Info("a node has not come back since its server was lost", "node", string(a.Node), "server", a.Server)
 		err := p.write(ctx, func(ctx context.Context) error {
 			return p.reg.Dead(ctx, a.Node, a.Epoch, "Agent not live or unreachable")
 		})
