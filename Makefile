@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build setup clients test race kill-rounds check lint generate demo bench bench-registry clean help
+.PHONY: build setup clients test race kill-rounds histories check lint generate demo bench bench-registry bench-agents clean help
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOLANGCI_LINT_VERSION := v2.15.0
@@ -47,6 +47,9 @@ ROUNDS ?= 50
 kill-rounds: ## kill an agent ROUNDS times in the middle of writes; all that it acknowledged must be there
 	FAIRLEAD_KILL_ROUNDS=$(ROUNDS) go test -count=1 -timeout=30m -v -run='^TestKilledAgent' ./internal/compat
 
+histories: ## check what clients see of keys and locks for LENGTH seconds while servers are killed and paused
+	FAIRLEAD_HISTORY_SECONDS=$(or $(LENGTH),1800) go test -count=1 -timeout=60m -v -run='^TestHistoriesAreLinearizable' ./internal/story
+
 check: setup lint ## everything that must hold before a commit: form, linters, generated code, tests
 	scripts/check-generated.sh
 	$(MAKE) test
@@ -78,6 +81,9 @@ bench: setup ## run the benchmarks
 
 bench-registry: ## measure the registry under load; BENCHFLAGS=--quick for a minute, --target for peers (bench/registry/doc.go)
 	go run ./bench/registry $(BENCHFLAGS)
+
+bench-agents: ## measure a site of three servers and 1,000 agents; BENCHFLAGS="--agents 100" for fewer
+	go run ./bench/agents $(BENCHFLAGS)
 
 clean: ## remove what was built
 	rm -rf bin dist

@@ -105,7 +105,7 @@ func in(t *testing.T, do func(t *testing.T, ctx context.Context, f *Feed)) {
 		f.Reset(10, []state.Change{node("a"), {KV: &model.KV{Key: "secret"}}})
 		do(t, ctx, f)
 		cancel()
-		time.Sleep(2 * snapshotLife) // timers end
+		time.Sleep(time.Minute) // timers and slow readers end
 		synctest.Wait()
 	})
 }

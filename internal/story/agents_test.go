@@ -120,6 +120,12 @@ func TestAgentsComeAndGo(t *testing.T) {
 	a.register("web")
 	b.within(time.Second, "web", 1)
 
+	metrics, err := a.ask(http.MethodGet, "/metrics", "")
+	if err != nil || !strings.Contains(metrics, "\nfairlead_mirror_connected 1\n") || !strings.Contains(metrics, "\nfairlead_mirror_last_contact_seconds 0\n") ||
+		strings.Contains(metrics, "\nfairlead_store_") {
+		t.Errorf("its metrics: %v\n%s", err, metrics)
+	}
+
 	begin := time.Now()
 	a.signal(syscall.SIGKILL)
 	<-a.done
