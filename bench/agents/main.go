@@ -37,8 +37,9 @@ func main() {
 	flag.BoolVar(&o.verbose, "v", false, "show the servers' and agents' logs")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, o); err != nil {
+	err := run(ctx, o)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "agents:", err)
 		os.Exit(1)
 	}
@@ -79,7 +80,10 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	defer all.stop()
 	fmt.Printf("%d agents joined, each with a copy of %d nodes, after %v\n", o.agents, o.agents+len(site.servers), time.Since(begin).Round(100*time.Millisecond))
-	return measure(ctx, o, site, all, idle)
+	if err := measure(ctx, o, site, all, idle); err != nil {
+		return errors.Join(err, errors.New(site.last()))
+	}
+	return nil
 }
 
 func measure(ctx context.Context, o options, site *site, all *fleet, idle cost) error {
@@ -141,7 +145,7 @@ func storm(ctx context.Context, site *site, all *fleet) error {
 	lost := all.watchHealth(ctx)
 	begin := time.Now()
 	victim.kill()
-	for {
+	for next := begin; ; {
 		away := 0
 		for _, a := range all.agents {
 			at, ok := a.client.Server()
@@ -151,6 +155,10 @@ func storm(ctx context.Context, site *site, all *fleet) error {
 		}
 		if away == 0 {
 			break
+		}
+		if now := time.Now(); now.After(next) {
+			fmt.Printf("  %4.1f s: %d agents are away\n", now.Sub(begin).Seconds(), away)
+			next = now.Add(time.Second)
 		}
 		if time.Since(begin) > time.Minute {
 			return fmt.Errorf("%d agents are away a minute after their server was killed", away)
@@ -164,7 +172,7 @@ func storm(ctx context.Context, site *site, all *fleet) error {
 		return err
 	}
 	fmt.Printf("a server with %d agents killed: all are with another after %v (goal: 5s); agents that were taken for dead or suspect: %d (goal: 0)\n",
-		held[victim.addr], took.Round(10*time.Millisecond), lost(string(victim.name)))
+		held[victim.addr], took.Round(10*time.Millisecond), lost(victim.name))
 	return nil
 }
 

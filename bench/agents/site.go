@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 )
@@ -117,6 +118,18 @@ func (s *site) stop() {
 	for _, one := range s.servers {
 		one.kill()
 	}
+}
+
+// last is what the servers wrote last.
+func (s *site) last() string {
+	var all []string
+	for _, one := range s.servers {
+		one.out.mu.Lock()
+		b := one.out.b.Bytes()
+		all = append(all, one.name+":\n"+string(b[max(0, len(b)-4000):]))
+		one.out.mu.Unlock()
+	}
+	return strings.Join(all, "\n")
 }
 
 // cost is that of all three.

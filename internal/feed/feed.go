@@ -10,6 +10,8 @@ package feed
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -179,9 +181,12 @@ func (b *batch) encoded() []byte {
 	return b.frames
 }
 
+// errAhead is for a reader that knows more than this server.
+var errAhead = errors.New("the reader is ahead of this server")
+
 // Serve writes what follows an index to one reader until ctx ends or write fails.
-// A reader whose index is of another run, too old, or of the future, gets
-// everything first. It implements rpc.Feed.
+// A reader whose index is of another run, or too old, gets everything first; one
+// whose index this server does not reach soon is sent away. It implements rpc.Feed.
 func (f *Feed) Serve(ctx context.Context, from model.Index, run string, write func([]byte) error) error {
 	select {
 	case <-f.st.Synced():
@@ -263,14 +268,12 @@ func (f *Feed) begin(ctx context.Context, from model.Index, run string, write fu
 	if run != f.run || from == 0 {
 		return f.everything(write)
 	}
-	// Another server may have been ahead of this one.
+	// Another server may have been ahead of this one. What this one has would be of
+	// no use to the reader, and many of them come at once when a server was lost.
 	wctx, cancel := context.WithTimeout(ctx, 2*beatEvery)
 	defer cancel()
 	if _, err := f.st.Wait(wctx, from); err != nil {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		return f.everything(write)
+		return nil, fmt.Errorf("%w: it has index %d, and this server %d", errAhead, from, f.st.Snapshot().Index())
 	}
 	at := f.after(from)
 	if at == nil {

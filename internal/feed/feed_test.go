@@ -159,6 +159,15 @@ func TestAReaderGoesOnWhereItWas(t *testing.T) {
 	})
 }
 
+func TestAReaderThatKnowsMoreIsSentAway(t *testing.T) {
+	in(t, func(t *testing.T, ctx context.Context, f *Feed) {
+		r := read(ctx, f, 11, "r1")
+		if err := <-r.done; !errors.Is(err, errAhead) || len(r.sent()) != 0 {
+			t.Errorf("%v, after %d writes", err, len(r.sent()))
+		}
+	})
+}
+
 func TestManyReadersShareOneEncodingOfGatheredChanges(t *testing.T) {
 	in(t, func(t *testing.T, ctx context.Context, f *Feed) {
 		var all []*reader
