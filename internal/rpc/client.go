@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fairlead-net/fairlead/internal/identity"
@@ -117,6 +118,9 @@ func (c *Client) RoundTrip(r *http.Request) (*http.Response, error) {
 		out := r.Clone(r.Context())
 		out.URL.Scheme, out.URL.Host = "https", at.String()
 		out.Host = identity.ServerName
+		if r.Body != nil && r.Body != http.NoBody && r.GetBody == nil {
+			out.Body = &once{ReadCloser: r.Body} // a stream, which another server may get if this one gets nothing of it
+		}
 		resp, err := c.http.RoundTrip(out)
 		if err == nil {
 			c.prefer(at)
@@ -130,16 +134,35 @@ func (c *Client) RoundTrip(r *http.Request) (*http.Response, error) {
 		if !unsent(err) && r.Method != http.MethodGet && r.Method != http.MethodHead {
 			return nil, errors.Join(errs...)
 		}
-		if r.Body != nil && r.Body != http.NoBody {
-			if r.GetBody == nil {
-				return nil, errors.Join(append(errs, ErrNoServer)...)
-			}
+		switch stream, ok := out.Body.(*once); {
+		case ok && stream.begun.Load():
+			return nil, errors.Join(append(errs, ErrNoServer)...)
+		case !ok && r.GetBody != nil:
 			if r.Body, err = r.GetBody(); err != nil {
 				return nil, err
 			}
 		}
 	}
 	return nil, fmt.Errorf("%w%w", ErrNoServer, tail(errs))
+}
+
+// once is a body that can be given to another server as long as nothing of it was
+// read: its end is its owner's.
+type once struct {
+	io.ReadCloser
+	begun atomic.Bool
+}
+
+func (o *once) Read(b []byte) (int, error) {
+	o.begun.Store(true)
+	return o.ReadCloser.Read(b)
+}
+
+func (o *once) Close() error {
+	if !o.begun.Load() {
+		return nil
+	}
+	return o.ReadCloser.Close()
 }
 
 // tail is what follows an error that says it in short.

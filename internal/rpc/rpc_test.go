@@ -294,6 +294,25 @@ func TestASessionMovesToAnotherServer(t *testing.T) {
 	w.until("the end", func() bool { return w.sessions["web"] == "ended:" })
 }
 
+func TestASessionPassesOverAServerThatIsGone(t *testing.T) {
+	w := start(t)
+	gone := freeAddr(t)
+	c := w.client(w.badge("web", false), gone, w.addr)
+	c.prefer(gone)
+	ctx, cancel := context.WithCancel(t.Context())
+	attached, done := make(chan bool, 10), make(chan struct{})
+	go func() {
+		c.Session(ctx, func() string { return GoodbyeLeave }, func(yes bool) { attached <- yes })
+		close(done)
+	}()
+	if !<-attached {
+		t.Error("the first attempt failed")
+	}
+	cancel()
+	<-done
+	w.until("a goodbye", func() bool { return w.sessions["web"] == "ended:leave" })
+}
+
 func TestTheListOfServersIsKept(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "d", "servers.json")
 	hint := netip.MustParseAddrPort("127.0.0.9:8300")
