@@ -107,7 +107,7 @@ func (f *Feed) Apply(rev model.Index, changes []state.Change) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i := range changes {
-		if changes[i].InCatalogue() {
+		if wire.Carries(&changes[i]) {
 			f.pending = append(f.pending, changes[i])
 		}
 	}
@@ -302,19 +302,11 @@ func (f *Feed) after(from model.Index) *batch {
 func (f *Feed) everything(write func([]byte) error) (*batch, error) {
 	s := f.snapshot()
 	s.once.Do(func() {
-		w := wire.Writer{}
-		s.snap.Catalogue(func(c state.Change) bool {
-			s.err = w.Add(&c)
-			return s.err == nil
-		})
-		s.b = w.Commit(s.snap.Index())
+		s.b, s.err = wire.Everything(s.snap, f.run)
 		s.snap = nil
 	})
 	if s.err != nil {
 		return nil, s.err
-	}
-	if err := write(wire.AppendBegin(nil, 0, f.run, true)); err != nil {
-		return nil, err
 	}
 	for b := s.b; len(b) > 0; {
 		n := min(len(b), sendAtOnce)

@@ -49,16 +49,11 @@ func (m *Mirror) keep(ctx context.Context) {
 	}
 }
 
-func save(file string, snap *state.Snapshot) (err error) {
-	var w wire.Writer
-	snap.Catalogue(func(c state.Change) bool {
-		err = w.Add(&c)
-		return err == nil
-	})
+func save(file string, snap *state.Snapshot) error {
+	b, err := wire.Everything(snap, "")
 	if err != nil {
 		return err
 	}
-	b := append(wire.AppendBegin(nil, 0, "", true), w.Commit(snap.Index())...)
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return err

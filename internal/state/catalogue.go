@@ -16,12 +16,6 @@ func (s *Snapshot) Catalogue(f func(Change) bool) {
 	each(s.caRoots, &more, func(v *model.CARoot) bool { return f(Change{CARoot: v}) })
 }
 
-// InCatalogue reports whether agents hold what a change is of.
-func (c *Change) InCatalogue() bool {
-	return c.Node != nil || c.Instance != nil || c.Check != nil || c.VIP != nil || c.Network != nil ||
-		c.Endpoint != nil || c.Lease != nil || c.CARoot != nil
-}
-
 func each[V any](t *table[V], more *bool, f func(V) bool) {
 	if !*more {
 		return

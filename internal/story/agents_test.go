@@ -23,13 +23,7 @@ func agents(t *testing.T) (servers []*server, a, b *server) {
 	prefix := strings.TrimSuffix(servers[0].addr, "1")
 	var both []*server
 	for i, name := range []string{"a1", "a2"} {
-		s := &server{t: t, name: name, addr: fmt.Sprintf("%s%d", prefix, 11+i), dir: t.TempDir(), out: &output{}}
-		t.Cleanup(func() {
-			s.kill()
-			if t.Failed() {
-				t.Logf("%s:\n%s", s.name, s.out)
-			}
-		})
+		s := newServer(t, name, fmt.Sprintf("%s%d", prefix, 11+i))
 		s.launch("--join", token)
 		both = append(both, s)
 	}
@@ -218,8 +212,7 @@ func TestANodesNameIsItsOwn(t *testing.T) {
 	t.Parallel()
 	servers, a, _ := agents(t)
 	token := joinToken.FindString(servers[0].out.String())
-	other := &server{t: t, name: a.name, addr: strings.TrimSuffix(a.addr, "11") + "21", dir: t.TempDir(), out: &output{}}
-	t.Cleanup(other.kill)
+	other := newServer(t, a.name, strings.TrimSuffix(a.addr, "11")+"21")
 	other.launch("--join", token)
 	<-other.done
 	var exit interface{ ExitCode() int }

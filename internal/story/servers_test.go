@@ -58,16 +58,22 @@ func newServers(t *testing.T) []*server {
 	net := rand.IntN(1 << 14)
 	var all []*server
 	for i := range 3 {
-		s := &server{t: t, name: fmt.Sprintf("s%d", i+1), addr: fmt.Sprintf("127.%d.%d.%d", 128+net>>8, net&0xff, i+1), dir: t.TempDir(), out: &output{}}
-		t.Cleanup(func() {
-			s.kill()
-			if t.Failed() {
-				t.Logf("%s:\n%s", s.name, s.out)
-			}
-		})
-		all = append(all, s)
+		all = append(all, newServer(t, fmt.Sprintf("s%d", i+1), fmt.Sprintf("127.%d.%d.%d", 128+net>>8, net&0xff, i+1)))
 	}
 	return all
+}
+
+// newServer is one that has not started; it ends with the test.
+func newServer(t *testing.T, name, addr string) *server {
+	t.Helper()
+	s := &server{t: t, name: name, addr: addr, dir: t.TempDir(), out: &output{}}
+	t.Cleanup(func() {
+		s.kill()
+		if t.Failed() {
+			t.Logf("%s:\n%s", s.name, s.out)
+		}
+	})
+	return s
 }
 
 func (s *server) launch(flags ...string) {
@@ -270,8 +276,7 @@ func TestAServerIsReplaced(t *testing.T) {
 		return err
 	}
 	join := func(name, addr, token string) *server {
-		s := &server{t: t, name: name, addr: addr, dir: t.TempDir(), out: &output{}}
-		t.Cleanup(s.kill)
+		s := newServer(t, name, addr)
 		s.launch("--join", token, "--server")
 		return s
 	}

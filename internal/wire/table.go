@@ -19,6 +19,9 @@ const (
 	tableCARoot
 )
 
+// Carries reports whether agents hold what a change is of.
+func Carries(c *state.Change) bool { return tableOf(c) != 0 }
+
 // tableOf is the table of a change; 0 if agents do not hold it.
 func tableOf(c *state.Change) table {
 	switch {

@@ -130,6 +130,16 @@ func (w *Writer) Commit(index model.Index) []byte {
 	return AppendCommit(w.b, index)
 }
 
+// Everything is a whole stream with what agents hold of a snapshot.
+func Everything(snap *state.Snapshot, run string) (stream []byte, err error) {
+	w := Writer{b: AppendBegin(nil, 0, run, true)}
+	snap.Catalogue(func(c state.Change) bool {
+		err = w.Add(&c)
+		return err == nil
+	})
+	return w.Commit(snap.Index()), err
+}
+
 // Reader reads frames.
 type Reader struct {
 	r     *bufio.Reader

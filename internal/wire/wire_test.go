@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/fairlead-net/fairlead/internal/model"
@@ -82,9 +83,33 @@ func TestNothingElseLeavesAServer(t *testing.T) {
 		var c state.Change
 		reflect.ValueOf(&c).Elem().Field(i).Set(reflect.New(field.Type.Elem()))
 		var w Writer
-		if err := w.Add(&c); (err != nil) != own[field.Name] || c.InCatalogue() == own[field.Name] {
-			t.Errorf("%s: %v, in the catalogue: %v", field.Name, err, c.InCatalogue())
+		if err := w.Add(&c); (err != nil) != own[field.Name] || Carries(&c) == own[field.Name] {
+			t.Errorf("%s: %v, in the catalogue: %v", field.Name, err, Carries(&c))
 		}
+	}
+}
+
+func TestASnapshotIsAStreamOfAllThatAgentsHold(t *testing.T) {
+	st := state.New()
+	all := some()
+	st.Reset(12, slices.Concat(all[:len(all)-1], []state.Change{{KV: &model.KV{Key: "secret"}}}))
+	stream, err := Everything(st.Snapshot(), "r1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables, at := map[table]bool{}, model.Index(0)
+	for r := NewReader(bytes.NewReader(stream)); ; {
+		f, err := r.Next()
+		if err != nil {
+			break
+		}
+		at = f.Index
+		for _, c := range f.Changes {
+			tables[tableOf(&c)] = true
+		}
+	}
+	if len(tables) != len(all)-1 || at != 12 {
+		t.Errorf("%d tables at %d", len(tables), at)
 	}
 }
 
@@ -153,7 +178,7 @@ func FuzzReader(f *testing.F) {
 				return
 			}
 			for _, c := range frame.Changes {
-				if !c.InCatalogue() {
+				if !Carries(&c) {
 					t.Fatalf("%+v", c)
 				}
 			}
