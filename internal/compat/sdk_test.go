@@ -211,10 +211,25 @@ func TestSDKHidesDeadInstancesAndTheAgentsRestart(t *testing.T) {
 		goOn(t, web, 500)
 	}
 	for i, pid := range pids {
-		eventually(t, func() error { return web.heard(fmt.Sprintf("%d/%d", i, pid)) })
+		eventually(t, func() error {
+			if err := web.heard(fmt.Sprintf("%d/%d", i, pid)); err != nil {
+				return fmt.Errorf("%w; %s", err, whereabouts(client, resolver, pid))
+			}
+			return nil
+		})
 	}
 	web.finish(t, "HTTP")
 	rpc.finish(t, "gRPC")
+}
+
+// whereabouts tells what is known of an instance's process: by the kernel, by the agent and by those who call it.
+func whereabouts(c *api.Client, r *api.Resolver, pid int) string {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // empty: it has ended
+	here, err := c.Do(ctx, http.MethodGet, "/v1/agent/services", nil)
+	found, err2 := c.Do(ctx, http.MethodGet, "/v1/health/service/web", nil)
+	return fmt.Sprintf("process: %s; callers know %+v; agent: %s %v; health: %s %v", stat, r.Service("web").Snapshot().Instances, here, err, found, err2)
 }
 
 // goOn waits until so many more calls have been made.

@@ -1,6 +1,7 @@
-// Command leakcheck shows that a test run or a demo left the machine as it was. "before FILE" writes down the machine's
-// own network, mounts, control groups and pinned BPF objects; "after FILE" compares, removes what dead labs left, and
-// fails if anything differed; "sweep" only removes. Scripts call it; it shares nothing with running labs.
+// Command leakcheck shows that a test run or a demo left the machine as it was. "before FILE" removes what dead labs left
+// and writes down the machine's own network, mounts, control groups and pinned BPF objects; "after FILE" compares, removes
+// what dead labs left, and fails if anything differed; "sweep" only removes. Scripts call it; it shares nothing with
+// running labs.
 package main
 
 import (
@@ -22,6 +23,10 @@ func main() {
 func run(args []string) error {
 	switch {
 	case len(args) == 2 && args[0] == "before":
+		// The first test would sweep, and what it removed would then be missed.
+		if err := sweep(); err != nil {
+			return err
+		}
 		facts, err := testlab.Snapshot()
 		if err != nil {
 			return err
@@ -30,13 +35,17 @@ func run(args []string) error {
 	case len(args) == 2 && args[0] == "after":
 		return after(args[1])
 	case len(args) == 1 && args[0] == "sweep":
-		swept, err := testlab.Sweep()
-		for _, name := range swept {
-			fmt.Println("removed", name)
-		}
-		return err
+		return sweep()
 	}
 	return errors.New("usage: leakcheck before FILE | after FILE | sweep")
+}
+
+func sweep() error {
+	swept, err := testlab.Sweep()
+	for _, name := range swept {
+		fmt.Println("removed", name)
+	}
+	return err
 }
 
 func after(file string) error {
