@@ -53,13 +53,31 @@ var (
 	defaults6 = []netip.Prefix{netip.MustParsePrefix("fdfa:1ead:210::/48")}
 )
 
+// overlays4 are cut into the pools of overlays, which all hosts share.
+var overlays4 = []netip.Prefix{
+	netip.MustParsePrefix("10.211.0.0/16"),
+	netip.MustParsePrefix("10.212.0.0/14"),
+	netip.MustParsePrefix("172.30.0.0/16"),
+}
+
 // Choose returns the lowest default range that no claim overlaps: a /24, or with
 // v6 a unique local /64. The error wraps ErrNoDefault.
 func Choose(claims []Claim, v6 bool) (netip.Prefix, error) {
-	ranges, bits := defaults4, 24
 	if v6 {
-		ranges, bits = defaults6, 64
+		return choose(claims, defaults6, 64)
 	}
+	return choose(claims, defaults4, 24)
+}
+
+// ChooseOverlay is Choose for an overlay: a /16, or with v6 a unique local /64.
+func ChooseOverlay(claims []Claim, v6 bool) (netip.Prefix, error) {
+	if v6 {
+		return choose(claims, defaults6, 64)
+	}
+	return choose(claims, overlays4, 16)
+}
+
+func choose(claims []Claim, ranges []netip.Prefix, bits int) (netip.Prefix, error) {
 	for _, r := range ranges {
 		p := netip.PrefixFrom(r.Addr(), bits)
 		for r.Contains(p.Addr()) {

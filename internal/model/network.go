@@ -6,9 +6,25 @@ import (
 	"slices"
 )
 
-// DriverBridge is the driver of networks that are an isolated L2 domain on one
-// host.
-const DriverBridge = "bridge"
+// The drivers of networks.
+const (
+	// DriverBridge makes an isolated L2 domain on one host.
+	DriverBridge = "bridge"
+	// DriverOverlay makes a network of all hosts of the site: each has blocks of
+	// its addresses, and routes to the others' blocks.
+	DriverOverlay = "overlay"
+)
+
+// Transport says how an overlay's packets get from host to host.
+type Transport string
+
+// The transports. With TransportAuto hosts that share a link route to each other,
+// and others use VXLAN.
+const (
+	TransportAuto   Transport = "auto"
+	TransportVXLAN  Transport = "vxlan"
+	TransportDirect Transport = "direct"
+)
 
 // Network is a named L2/L3 domain.
 type Network struct {
@@ -18,8 +34,13 @@ type Network struct {
 	Node NodeName `json:"node,omitempty"`
 	// Pools has at most one prefix per family.
 	Pools []Pool `json:"pools"`
-	// MTU of the endpoints' interfaces, in bytes; 0 means 1500.
+	// MTU of the endpoints' interfaces, in bytes; 0 means 1500. An overlay's is
+	// set when it is created, the same on all hosts.
 	MTU int `json:"mtu,omitempty"`
+	// VNI is an overlay's VXLAN network identifier (RFC 7348), unique in the site.
+	VNI uint32 `json:"vni,omitempty"`
+	// Transport is an overlay's; empty for other drivers.
+	Transport Transport `json:"transport,omitempty"`
 	// Internal networks have no way to the outside.
 	Internal bool              `json:"internal,omitempty"`
 	Labels   map[string]string `json:"labels,omitempty"`
@@ -130,6 +151,18 @@ func (e Endpoint) Clone() Endpoint {
 	e.Addrs = slices.Clone(e.Addrs)
 	e.Ports = slices.Clone(e.Ports)
 	return e
+}
+
+// Block is a part of an overlay's pool that one node alone hands out addresses
+// of. Its key is its prefix, so that no block can be two nodes'.
+type Block struct {
+	Network NetworkName  `json:"network"`
+	Prefix  netip.Prefix `json:"prefix"`
+	Node    NodeName     `json:"node"`
+	// Idle is since when the node has no endpoint in the network, in seconds since
+	// 1970; 0 while it has. A block that has been idle for long goes back.
+	Idle int64 `json:"idle,omitempty"`
+	Stamp
 }
 
 // AddressLease binds one address of a network to the endpoint that holds it.

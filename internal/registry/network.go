@@ -16,14 +16,14 @@ import (
 // CreateNetwork records a network. Its name must be free (ErrExists), and its
 // pools may overlap neither another network's nor the VIPs'
 // (*ipam.OverlapError); what overlaps the host's own routes is its caller's to
-// find.
+// find. An overlay gets a VNI.
 func (r *Registry) CreateNetwork(ctx context.Context, n model.Network) (model.Index, error) {
 	what := fmt.Sprintf("create network %q", n.Name)
 	n = n.Clone()
 	if n.Driver == "" {
 		n.Driver = model.DriverBridge
 	}
-	if n.Node == "" {
+	if n.Node == "" && n.Driver != model.DriverOverlay {
 		n.Node = r.cfg.Node
 	}
 	if n.Owner == "" {
@@ -49,6 +49,13 @@ func (r *Registry) CreateNetwork(ctx context.Context, n model.Network) (model.In
 		claims := r.claims(snap)
 		for _, pool := range n.Pools {
 			if err := ipam.CheckOverlap(pool.Prefix, claims); err != nil {
+				p.refuse(err)
+				return
+			}
+		}
+		n := n
+		if n.Driver == model.DriverOverlay {
+			if n.VNI, err = freeVNI(snap); err != nil {
 				p.refuse(err)
 				return
 			}
@@ -89,6 +96,11 @@ func (r *Registry) DeleteNetwork(ctx context.Context, name model.NetworkName) (m
 		// Every endpoint has its name in the network, and leases.
 		p.unchanged(store.NamePrefix(name), 0)
 		p.unchanged(store.LeasePrefix(name), 0)
+		blocks, _ := snap.NetworkBlocks(name)
+		for _, b := range blocks {
+			p.remove(store.BlockKey(name, b.Prefix), b)
+		}
+		p.unchanged(store.BlockPrefix(name), snap.Index())
 	})
 }
 
@@ -203,7 +215,11 @@ func planEndpoint(snap *state.Snapshot, p *plan, ep *model.Endpoint, want []neti
 		return
 	}
 	leases, _ := snap.Leases(ep.Network)
-	addrs, err := pickAddrs(network, leases, want)
+	pick := ipam.Next
+	if network.Driver == model.DriverOverlay {
+		pick = newBlocks(snap, p, network, ep.Node).next
+	}
+	addrs, err := pickAddrs(network, leases, want, pick)
 	if err != nil {
 		p.refuse(err)
 		return
@@ -260,7 +276,9 @@ func planPorts(snap *state.Snapshot, p *plan, ep *model.Endpoint) bool {
 }
 
 // pickAddrs picks one address from each pool.
-func pickAddrs(n *model.Network, leases []*model.AddressLease, want []netip.Addr) ([]netip.Addr, error) {
+func pickAddrs(n *model.Network, leases []*model.AddressLease, want []netip.Addr,
+	pick func(model.Pool, func(netip.Addr) bool, netip.Addr) (netip.Addr, error),
+) ([]netip.Addr, error) {
 	holders := make(map[netip.Addr]model.EndpointID, len(leases))
 	for _, l := range leases {
 		holders[l.Addr] = l.Endpoint
@@ -274,7 +292,7 @@ func pickAddrs(n *model.Network, leases []*model.AddressLease, want []netip.Addr
 			w = left[i]
 			left = slices.Delete(left, i, i+1)
 		}
-		a, err := ipam.Next(pool, taken, w)
+		a, err := pick(pool, taken, w)
 		if err != nil {
 			return nil, err
 		}
@@ -324,15 +342,19 @@ func (r *Registry) UpdateEndpoint(ctx context.Context, ep model.Endpoint) (model
 // Removing what is not there changes nothing.
 func (r *Registry) DeleteEndpoint(ctx context.Context, id model.EndpointID) (model.Index, error) {
 	return r.write(ctx, fmt.Sprintf("delete endpoint %q", id), func(snap *state.Snapshot, p *plan) {
-		cur, _ := snap.Endpoint(id)
-		p.remove(store.EndpointKey(id), cur)
-		if cur == nil {
-			return
-		}
-		// These are the endpoint's alone for as long as it is there.
-		p.txn.Deletes = append(p.txn.Deletes, store.NameKey(cur.Network, string(cur.Workload)))
-		for _, a := range cur.Addrs {
-			p.txn.Deletes = append(p.txn.Deletes, store.LeaseKey(cur.Network, a))
-		}
+		planDeleteEndpoint(snap, p, id)
 	})
+}
+
+func planDeleteEndpoint(snap *state.Snapshot, p *plan, id model.EndpointID) {
+	cur, _ := snap.Endpoint(id)
+	p.remove(store.EndpointKey(id), cur)
+	if cur == nil {
+		return
+	}
+	// These are the endpoint's alone for as long as it is there.
+	p.txn.Deletes = append(p.txn.Deletes, store.NameKey(cur.Network, string(cur.Workload)))
+	for _, a := range cur.Addrs {
+		p.txn.Deletes = append(p.txn.Deletes, store.LeaseKey(cur.Network, a))
+	}
 }

@@ -61,7 +61,7 @@ func TestCreateNetwork(t *testing.T) {
 		{"two of one family", network("b", "10.2.0.0/24", "10.3.0.0/24"), is(registry.ErrInvalid), "one family"},
 		{"host bits", network("b", "10.2.0.7/24"), is(ipam.ErrBadPrefix), "did you mean"},
 		{"name", network("b c", "10.2.0.0/24"), is(registry.ErrInvalid), "cannot be a DNS name"},
-		{"driver", model.Network{Name: "b", Driver: "overlay", Pools: network("", "10.2.0.0/24").Pools}, is(registry.ErrInvalid), `use "bridge"`},
+		{"driver", model.Network{Name: "b", Driver: "pigeon", Pools: network("", "10.2.0.0/24").Pools}, is(registry.ErrInvalid), `use "bridge"`},
 		{"MTU", model.Network{Name: "b", MTU: 1000, Pools: network("", "fd00:2::/64").Pools}, is(registry.ErrInvalid), "from 1280"},
 	}
 	for _, tt := range tests {

@@ -45,6 +45,8 @@ func (r *Registry) Reap(ctx context.Context, ready func()) error {
 		{find: r.dueSessions, tables: []state.Table{state.SessionTable, state.AliveTable, state.NodeTable, state.CheckTable}},
 		{find: r.dueLockDelays, tables: []state.Table{state.LockDelayTable}},
 		{find: r.dueTokens, tables: []state.Table{state.TokenTable}},
+		{find: estates{}.due(r), tables: []state.Table{state.EndpointTable, state.NodeTable}},
+		{find: r.dueBlocks, tables: []state.Table{state.BlockTable, state.EndpointTable}},
 	}}
 	p.run(ctx)
 	return nil

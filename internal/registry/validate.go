@@ -192,11 +192,20 @@ func validateNetwork(n *model.Network) error {
 	if err := validateLabel("network name", n.Name); err != nil {
 		return err
 	}
-	if n.Driver != model.DriverBridge {
-		return invalid("network driver", "%q is not known; use %q", n.Driver, model.DriverBridge)
-	}
-	if err := validateName("network node", n.Node); err != nil {
-		return err
+	switch n.Driver {
+	case model.DriverBridge:
+		if n.Transport != "" {
+			return invalid("network transport", "is %q, which only an overlay has", n.Transport)
+		}
+		if err := validateName("network node", n.Node); err != nil {
+			return err
+		}
+	case model.DriverOverlay:
+		if err := validateOverlay(n); err != nil {
+			return err
+		}
+	default:
+		return invalid("network driver", "%q is not known; use %q or %q", n.Driver, model.DriverBridge, model.DriverOverlay)
 	}
 	minMTU, families := minMTU4, map[bool]netip.Prefix{}
 	for i := range n.Pools {
@@ -219,6 +228,25 @@ func validateNetwork(n *model.Network) error {
 	}
 	if n.MTU != 0 && (n.MTU < minMTU || n.MTU > maxMTU) {
 		return invalid("network MTU", "is %d; it must be 0 for the default or from %d to %d", n.MTU, minMTU, maxMTU)
+	}
+	return nil
+}
+
+// validateOverlay also sets the transport.
+func validateOverlay(n *model.Network) error {
+	if n.Node != "" {
+		return invalid("network node", "is %q, but an overlay is on all nodes; leave it out", n.Node)
+	}
+	if n.Transport == "" {
+		n.Transport = model.TransportAuto
+	}
+	if n.Transport != model.TransportAuto && n.Transport != model.TransportVXLAN && n.Transport != model.TransportDirect {
+		return invalid("network transport", "%q is not known; use %q, %q or %q", n.Transport, model.TransportAuto, model.TransportVXLAN, model.TransportDirect)
+	}
+	for _, p := range n.Pools {
+		if _, err := ipam.BlockBits(p.Prefix); err != nil {
+			return err
+		}
 	}
 	return nil
 }

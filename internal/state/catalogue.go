@@ -13,6 +13,7 @@ func (s *Snapshot) Catalogue(f func(Change) bool) {
 	each(s.networks, &more, func(v *model.Network) bool { return f(Change{Network: v}) })
 	each(s.endpoints, &more, func(v *model.Endpoint) bool { return f(Change{Endpoint: v}) })
 	each(s.leases, &more, func(v *model.AddressLease) bool { return f(Change{Lease: v}) })
+	each(s.blocks, &more, func(v *model.Block) bool { return f(Change{Block: v}) })
 	each(s.caRoots, &more, func(v *model.CARoot) bool { return f(Change{CARoot: v}) })
 }
 

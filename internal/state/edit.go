@@ -19,6 +19,7 @@ type edit struct {
 	endpoints *tableEdit[*model.Endpoint]
 	members   *tableEdit[*model.Endpoint]
 	leases    *tableEdit[*model.AddressLease]
+	blocks    *tableEdit[*model.Block]
 	kv        *tableEdit[*model.KV]
 	servers   serversEdit
 	services  *tableEdit[*Service]
@@ -47,6 +48,7 @@ func newEdit(old *Snapshot, rev model.Index) *edit {
 		endpoints: old.endpoints.edit(rev),
 		members:   old.members.edit(rev),
 		leases:    old.leases.edit(rev),
+		blocks:    old.blocks.edit(rev),
 		kv:        old.kv.edit(rev),
 		servers:   old.servers.edit(rev),
 		services:  old.services.edit(rev),
@@ -82,6 +84,8 @@ func (e *edit) apply(c *Change) {
 		e.applyEndpoint(c.Endpoint, c.Delete)
 	case c.Lease != nil:
 		set(e.leases, leaseKey(c.Lease), c.Lease, c.Delete)
+	case c.Block != nil:
+		set(e.blocks, key2(c.Block.Network, c.Block.Prefix.String()), c.Block, c.Delete)
 	case c.KV != nil:
 		before, _ := set(e.kv, key(c.KV.Key), c.KV, c.Delete)
 		e.servers.lock(before, c.KV, c.Delete)
@@ -232,6 +236,7 @@ func (e *edit) commit() (*Snapshot, []func()) {
 	finish(&next.endpoints, e.endpoints, &wake)
 	finish(&next.members, e.members, &wake)
 	finish(&next.leases, e.leases, &wake)
+	finish(&next.blocks, e.blocks, &wake)
 	finish(&next.kv, e.kv, &wake)
 	finish(&next.connected, e.connected, &wake)
 	e.servers.commit(&next.servers, &wake)

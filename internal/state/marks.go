@@ -11,6 +11,8 @@ const (
 	AliveTable
 	LockDelayTable
 	TokenTable
+	EndpointTable
+	BlockTable
 )
 
 // Mark is the mark of a whole table; nothing of it is read.
@@ -28,6 +30,10 @@ func (s *Snapshot) Mark(t Table) Mark {
 		return s.lockDelays.mark()
 	case TokenTable:
 		return s.tokens.mark()
+	case EndpointTable:
+		return s.endpoints.mark()
+	case BlockTable:
+		return s.blocks.mark()
 	}
 	panic("state: mark of an unknown table")
 }

@@ -1,6 +1,7 @@
 package state_test
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/fairlead-net/fairlead/internal/model"
@@ -16,6 +17,8 @@ func TestMarkOfATable(t *testing.T) {
 		state.SessionTable:   {Session: &model.Session{ID: "s"}},
 		state.AliveTable:     {Alive: &model.Alive{Session: "s"}},
 		state.LockDelayTable: {LockDelay: &model.LockDelay{Key: "k"}},
+		state.EndpointTable:  {Endpoint: &model.Endpoint{ID: "e"}},
+		state.BlockTable:     {Block: &model.Block{Network: "n", Prefix: netip.MustParsePrefix("10.0.0.0/24")}},
 		state.TokenTable:     {Token: &model.ACLToken{AccessorID: "a", SecretID: "x"}},
 	}
 	for table, change := range tests {

@@ -24,6 +24,7 @@ type Snapshot struct {
 	endpoints *table[*model.Endpoint]     // id
 	members   *table[*model.Endpoint]     // network, id
 	leases    *table[*model.AddressLease] // network, address
+	blocks    *table[*model.Block]        // network, prefix
 	kv        *table[*model.KV]           // key
 	servers                               // what only servers hold
 
@@ -59,6 +60,7 @@ func emptySnapshot(rev model.Index) *Snapshot {
 		endpoints: newTable[*model.Endpoint](rev),
 		members:   newTable[*model.Endpoint](rev),
 		leases:    newTable[*model.AddressLease](rev),
+		blocks:    newTable[*model.Block](rev),
 		kv:        newTable[*model.KV](rev),
 		servers:   emptyServers(rev),
 		services:  newTable[*Service](rev),
@@ -80,7 +82,7 @@ func (s *Snapshot) wakers() []func() {
 	return append([]func(){
 		s.nodes.wakeAll, s.instances.wakeAll, s.checks.wakeAll, s.vips.wakeAll,
 		s.networks.wakeAll, s.endpoints.wakeAll, s.members.wakeAll,
-		s.leases.wakeAll, s.kv.wakeAll, s.services.wakeAll, s.tags.wakeAll, s.connected.wakeAll,
+		s.leases.wakeAll, s.blocks.wakeAll, s.kv.wakeAll, s.services.wakeAll, s.tags.wakeAll, s.connected.wakeAll,
 	}, s.servers.wakers()...)
 }
 
@@ -211,6 +213,14 @@ func (s *Snapshot) EndpointsByName(n model.NetworkName, name string) []*model.En
 // Leases returns a network's address leases, sorted by address.
 func (s *Snapshot) Leases(n model.NetworkName) ([]*model.AddressLease, Mark) {
 	return s.leases.under(key2(n, ""))
+}
+
+// Blocks returns all blocks of overlays, sorted by network.
+func (s *Snapshot) Blocks() ([]*model.Block, Mark) { return s.blocks.all() }
+
+// NetworkBlocks returns the blocks of one network.
+func (s *Snapshot) NetworkBlocks(n model.NetworkName) ([]*model.Block, Mark) {
+	return s.blocks.under(key2(n, ""))
 }
 
 // KV returns one entry, nil if there is none. The mark's index covers the key's

@@ -38,6 +38,7 @@ type Change struct {
 	Network  *model.Network
 	Endpoint *model.Endpoint
 	Lease    *model.AddressLease
+	Block    *model.Block
 	KV       *model.KV
 
 	// What only servers hold.

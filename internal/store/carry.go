@@ -80,7 +80,7 @@ func (j *restore) look(ctx context.Context) error {
 	used := map[model.NetworkName]bool{}
 	// Nodes come before what is on them, and endpoints before their networks.
 	for _, table := range []string{
-		tableNode, tableInstance, tableCheck, tableEndpoint, tableNetwork, tableName, tableLease, tableVIP, tableVIPAddr,
+		tableNode, tableInstance, tableCheck, tableEndpoint, tableNetwork, tableBlock, tableName, tableLease, tableVIP, tableVIPAddr,
 	} {
 		err := pages(ctx, j.cli, j.old.prefix(), table+"/", s.rev, func(key string, kv *mvccpb.KeyValue) error {
 			// What cannot be read was reported when it was loaded.
@@ -104,6 +104,8 @@ func (j *restore) look(ctx context.Context) error {
 				if keep = used[c.Network.Name]; keep {
 					s.networks = append(s.networks, c.Network)
 				}
+			case c.Block != nil:
+				keep = used[c.Block.Network]
 			case c.Lease != nil:
 				keep = true
 			case c.VIP != nil:
@@ -160,7 +162,7 @@ func (j *restore) take(ctx context.Context, key string, value []byte) error {
 		if table, _, _ := strings.Cut(key, "/"); table == tableName || table == tableVIPAddr {
 			return nil // they go with their endpoints and VIPs
 		}
-	case c.Endpoint != nil, c.Lease != nil:
+	case c.Endpoint != nil, c.Lease != nil, c.Block != nil:
 		return nil
 	case c.Network != nil, c.VIP != nil:
 		j.offered = append(j.offered, entry{key, string(value)})

@@ -42,7 +42,7 @@ func Encode(record any) ([]byte, error) {
 		return encodeKV(r), nil
 	case model.Node, *model.Node, model.Instance, *model.Instance, model.Check, *model.Check,
 		model.VIP, *model.VIP, model.Network, *model.Network, model.Endpoint, *model.Endpoint,
-		model.AddressLease, *model.AddressLease, Lock, *Lock,
+		model.AddressLease, *model.AddressLease, model.Block, *model.Block, Lock, *Lock,
 		model.Session, *model.Session, model.Alive, *model.Alive, model.LockDelay, *model.LockDelay,
 		model.PreparedQuery, *model.PreparedQuery, model.ACLToken, *model.ACLToken, model.ACLPolicy, *model.ACLPolicy,
 		model.ACLRole, *model.ACLRole, model.CARoot, *model.CARoot, model.CAKey, *model.CAKey, model.Setting, *model.Setting:
@@ -146,6 +146,9 @@ func blank(table string) (c state.Change, record any, stamp *model.Stamp) {
 	case tableLease:
 		c.Lease = &model.AddressLease{}
 		return c, c.Lease, &c.Lease.Stamp
+	case tableBlock:
+		c.Block = &model.Block{}
+		return c, c.Block, &c.Block.Stamp
 	case tableKV:
 		c.KV = &model.KV{}
 		return c, c.KV, &c.KV.Stamp
@@ -222,6 +225,12 @@ func DecodeDelete(key string) (state.Change, bool, error) {
 			return c, false, fmt.Errorf("decode deletion of %q: %w", key, err)
 		}
 		c.Lease.Network, c.Lease.Addr = model.NetworkName(name[0]), addr
+	case c.Block != nil:
+		p, err := netip.ParsePrefix(name[1])
+		if err != nil {
+			return c, false, fmt.Errorf("decode deletion of %q: %w", key, err)
+		}
+		c.Block.Network, c.Block.Prefix = model.NetworkName(name[0]), p
 	case c.KV != nil:
 		c.KV.Key = name[0]
 	case c.Session != nil:

@@ -22,6 +22,7 @@ const (
 	tableEndpoint = "endpoint"
 	tableName     = "name"
 	tableLease    = "lease"
+	tableBlock    = "block"
 	tableKV       = "kv"
 	tableKVLock   = "kvlock"
 	tableSession  = "session"
@@ -128,6 +129,14 @@ func LeaseKey(n model.NetworkName, a netip.Addr) string {
 // LeasePrefix begins the keys of a network's address leases.
 func LeasePrefix(n model.NetworkName) string { return prefix(tableLease, string(n)) }
 
+// BlockKey is the key of a model.Block.
+func BlockKey(n model.NetworkName, p netip.Prefix) string {
+	return key(tableBlock, string(n), p.String())
+}
+
+// BlockPrefix begins the keys of a network's blocks.
+func BlockPrefix(n model.NetworkName) string { return prefix(tableBlock, string(n)) }
+
 // KVKey is the key of a KV entry's value and flags.
 func KVKey(k string) string { return tableKV + "/" + k }
 
@@ -215,7 +224,7 @@ func split(k string) (table string, rest []string, err error) {
 	case tableNode, tableVIP, tableVIPAddr, tableNetwork, tableEndpoint, tableSession, tableAlive, tableHold, tableQuery,
 		tableToken, tablePolicy, tableRole, tableCARoot, tableCAKey, tableSetting:
 		want = 1
-	case tableInstance, tableCheck, tableLease, tableName, tableUnique:
+	case tableInstance, tableCheck, tableLease, tableBlock, tableName, tableUnique:
 		want = 2
 	}
 	rest = strings.Split(tail, "/")

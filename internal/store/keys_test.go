@@ -85,6 +85,8 @@ func TestEveryRecordComesBack(t *testing.T) {
 			state.Change{Network: &model.Network{Name: "net", Pools: []model.Pool{pool}, Stamp: stamp}}},
 		"endpoint": {EndpointKey("e"), model.Endpoint{ID: "e", Addrs: []netip.Addr{v4, v6}, Stamp: stamp},
 			state.Change{Endpoint: &model.Endpoint{ID: "e", Addrs: []netip.Addr{v4, v6}, Stamp: stamp}}},
+		"block": {BlockKey("net", netip.PrefixFrom(v6, 112)), model.Block{Network: "net", Prefix: netip.PrefixFrom(v6, 112), Node: "n", Idle: 7, Stamp: stamp},
+			state.Change{Block: &model.Block{Network: "net", Prefix: netip.PrefixFrom(v6, 112), Node: "n", Idle: 7, Stamp: stamp}}},
 		"lease": {LeaseKey("net", v6), model.AddressLease{Network: "net", Addr: v6, Endpoint: "e", Stamp: stamp},
 			state.Change{Lease: &model.AddressLease{Network: "net", Addr: v6, Endpoint: "e", Stamp: stamp}}},
 		"kv": {KVKey("a/b"), model.KV{Key: "a/b", Value: []byte{0, 1, 255}, Flags: 1 << 63, Stamp: stamp},
@@ -157,7 +159,7 @@ func TestWhatStateDoesNotSee(t *testing.T) {
 	if NameKey("net", "A") != NameKey("net", "a") {
 		t.Error("names differ by case")
 	}
-	for _, k := range []string{"", "node", "node/a/b", "instance/a", "lease/net/nonsense"} {
+	for _, k := range []string{"", "node", "node/a/b", "instance/a", "lease/net/nonsense", "block/net/nonsense"} {
 		if _, ok, err := DecodeDelete(k); ok || err == nil {
 			t.Errorf("DecodeDelete(%q) = %v, %v", k, ok, err)
 		}

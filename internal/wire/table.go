@@ -17,6 +17,7 @@ const (
 	tableEndpoint
 	tableLease
 	tableCARoot
+	tableBlock
 )
 
 // Carries reports whether agents hold what a change is of.
@@ -41,6 +42,8 @@ func tableOf(c *state.Change) table {
 		return tableLease
 	case c.CARoot != nil:
 		return tableCARoot
+	case c.Block != nil:
+		return tableBlock
 	}
 	return 0
 }
@@ -65,6 +68,8 @@ func (t table) blank(c *state.Change) (record any, stamp *model.Stamp) {
 		c.Lease = &model.AddressLease{}
 	case tableCARoot:
 		c.CARoot = &model.CARoot{}
+	case tableBlock:
+		c.Block = &model.Block{}
 	default:
 		return nil, nil
 	}
@@ -88,6 +93,8 @@ func (t table) record(c *state.Change) (record any, stamp *model.Stamp) {
 		return c.Endpoint, &c.Endpoint.Stamp
 	case tableLease:
 		return c.Lease, &c.Lease.Stamp
+	case tableBlock:
+		return c.Block, &c.Block.Stamp
 	}
 	return c.CARoot, &c.CARoot.Stamp
 }
