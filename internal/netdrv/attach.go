@@ -241,12 +241,7 @@ func (a *attachment) create(links []netlink.Link) (netlink.Link, error) {
 	return peer, nil
 }
 
-func (a *attachment) mtu() int {
-	if a.plug.Network.MTU > 0 {
-		return a.plug.Network.MTU
-	}
-	return defaultMTU
-}
+func (a *attachment) mtu() int { return mtuOf(a.plug.Network) }
 
 // freeName is the lowest ethN that the namespace does not have.
 func freeName(links []netlink.Link) string {
@@ -290,7 +285,11 @@ func (a *attachment) configure(links []netlink.Link, peer netlink.Link) error {
 		if !ok {
 			return fmt.Errorf("address %s is in no pool of the network", addr)
 		}
-		if err := addAddr(a.inner, peer, netip.PrefixFrom(addr, pool.Prefix.Bits())); err != nil {
+		bits := pool.Prefix.Bits()
+		if a.routed() {
+			bits = addr.BitLen()
+		}
+		if err := addAddr(a.inner, peer, netip.PrefixFrom(addr, bits)); err != nil {
 			return err
 		}
 		if addr.Is6() {
@@ -304,10 +303,36 @@ func (a *attachment) configure(links []netlink.Link, peer netlink.Link) error {
 			return fmt.Errorf("set the workload's %s up: %w", peer.Attrs().Name, err)
 		}
 	}
+	if a.routed() {
+		if err := a.addOverlayRoutes(peer); err != nil {
+			return err
+		}
+	}
 	if a.plug.Network.Internal {
 		return nil
 	}
 	return a.addRoutes(peer)
+}
+
+// routed reports whether the endpoint reaches its network by its gateway: the
+// others may be on any host.
+func (a *attachment) routed() bool { return a.plug.Network.Driver == model.DriverOverlay }
+
+// addOverlayRoutes adds the way to the gateway and, by that, to the whole network.
+func (a *attachment) addOverlayRoutes(peer netlink.Link) error {
+	for _, addr := range a.plug.Endpoint.Addrs {
+		pool, _ := a.pool(addr)
+		gateway := netip.PrefixFrom(pool.Gateway, pool.Gateway.BitLen())
+		for _, r := range []*netlink.Route{
+			{LinkIndex: peer.Attrs().Index, Dst: ipNet(gateway), Scope: scopeOf(gateway)},
+			{LinkIndex: peer.Attrs().Index, Dst: ipNet(pool.Prefix), Gw: pool.Gateway.AsSlice()},
+		} {
+			if err := a.inner.RouteAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
+				return fmt.Errorf("add route to %s: %w", r.Dst, err)
+			}
+		}
+	}
+	return nil
 }
 
 // linkLocal is the address that the kernel would make of a MAC (RFC 4291,

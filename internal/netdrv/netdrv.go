@@ -172,6 +172,7 @@ func bridgeMAC(n model.NetworkName) net.HardwareAddr {
 var (
 	bridgePattern = regexp.MustCompile(`^fl-[0-9a-f]{8}$`)
 	vethPattern   = regexp.MustCompile(`^flv[0-9a-f]{8}$`)
+	tunnelPattern = regexp.MustCompile(`^flx[0-9a-f]{8}$`)
 )
 
 // ours reports whether a link was made by this package.
@@ -181,6 +182,8 @@ func ours(l netlink.Link) bool {
 		return bridgePattern.MatchString(l.Attrs().Name)
 	case "veth":
 		return vethPattern.MatchString(l.Attrs().Name)
+	case "vxlan":
+		return tunnelPattern.MatchString(l.Attrs().Name)
 	}
 	return false
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -41,16 +42,30 @@ func (h *Host) EnsureNetwork(ctx context.Context, n model.Network) error {
 	if err := h.ensureNetwork(n); err != nil {
 		return fmt.Errorf("network %s: %w", n.Name, err)
 	}
-	h.networks.mu.Lock()
-	defer h.networks.mu.Unlock()
-	if h.networks.wanted == nil {
-		h.networks.wanted = map[model.NetworkName]model.Network{}
-	}
-	h.networks.wanted[n.Name] = n
+	h.networks.want(n)
 	return nil
 }
 
+func (s *networksState) want(n model.Network) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.wanted == nil {
+		s.wanted = map[model.NetworkName]model.Network{}
+	}
+	s.wanted[n.Name] = n
+}
+
 func (h *Host) ensureNetwork(n model.Network) error {
+	var gateways []netip.Prefix
+	for _, p := range n.Pools {
+		gateways = append(gateways, netip.PrefixFrom(p.Gateway, p.Prefix.Bits()))
+	}
+	_, err := h.bridge(n, gateways)
+	return err
+}
+
+// bridge makes a network's bridge, or completes it, with the given addresses.
+func (h *Host) bridge(n model.Network, addrs []netip.Prefix) (netlink.Link, error) {
 	_, has6 := n.Pool6()
 	err := h.inHost(func() error {
 		if _, has4 := n.Pool4(); has4 {
@@ -64,30 +79,28 @@ func (h *Host) ensureNetwork(n model.Network) error {
 		return nil
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	br, err := h.ensureBridge(n)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if has6 {
 		if err := h.inHost(func() error { return tuneBridge6(br.Attrs().Name) }); err != nil {
-			return err
+			return nil, err
 		}
+		addrs = append(slices.Clone(addrs), gatewayLL)
 	}
 	if br.Attrs().Flags&flagUp == 0 {
 		if err := h.nl.LinkSetUp(br); err != nil {
-			return fmt.Errorf("set %s up: %w", br.Attrs().Name, err)
+			return nil, fmt.Errorf("set %s up: %w", br.Attrs().Name, err)
 		}
 	}
-	return h.ensureGateways(br, n)
+	return br, h.ensureAddrs(br, addrs)
 }
 
 func (h *Host) ensureBridge(n model.Network) (netlink.Link, error) {
-	name, mtu := BridgeName(n.Name), n.MTU
-	if mtu == 0 {
-		mtu = defaultMTU
-	}
+	name, mtu := BridgeName(n.Name), mtuOf(n)
 	alias := "fairlead network " + string(n.Name)
 	link, err := h.nl.LinkByName(name)
 	switch {
@@ -104,6 +117,14 @@ func (h *Host) ensureBridge(n model.Network) (netlink.Link, error) {
 		}
 	}
 	return link, nil
+}
+
+// mtuOf is the MTU of a network's links.
+func mtuOf(n model.Network) int {
+	if n.MTU > 0 {
+		return n.MTU
+	}
+	return defaultMTU
 }
 
 func (h *Host) createBridge(n model.Network, name, alias string, mtu int) (netlink.Link, error) {
@@ -139,16 +160,9 @@ func tuneBridge6(name string) error {
 	return nil
 }
 
-// ensureGateways makes the bridge carry the pools' gateways and, with IPv6, a
-// link-local address, and no other addresses.
-func (h *Host) ensureGateways(br netlink.Link, n model.Network) error {
-	var want []netip.Prefix
-	for _, p := range n.Pools {
-		want = append(want, netip.PrefixFrom(p.Gateway, p.Prefix.Bits()))
-	}
-	if _, has6 := n.Pool6(); has6 {
-		want = append(want, gatewayLL)
-	}
+// ensureAddrs makes a bridge carry the given addresses and no other ones that are
+// not link-local.
+func (h *Host) ensureAddrs(br netlink.Link, want []netip.Prefix) error {
 	have, err := whole(func() ([]netlink.Addr, error) { return h.nl.AddrList(br, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", br.Attrs().Name, err)
@@ -197,31 +211,46 @@ func addAddr(nl *netlink.Handle, link netlink.Link, p netip.Prefix) error {
 }
 
 // RemoveNetwork deletes the network's bridge. Endpoints still on it lose their
-// network; the caller detaches them first. No bridge is no error. Forwarding
-// stays on until Purge.
+// network; the caller detaches them first. No bridge is no error. An overlay's
+// VXLAN device and routes go as well. Forwarding stays on until Purge.
 func (h *Host) RemoveNetwork(ctx context.Context, name model.NetworkName) error {
 	defer h.networks.busy.lock(BridgeName(name))()
 	if err := live(ctx, "network "+string(name)); err != nil {
 		return err
 	}
 	h.networks.mu.Lock()
+	was, known := h.networks.wanted[name]
 	delete(h.networks.wanted, name)
 	h.networks.mu.Unlock()
+	if known && was.Driver == model.DriverOverlay {
+		if err := h.syncRoutes(was, nil); err != nil {
+			return fmt.Errorf("network %s: %w", name, err)
+		}
+	}
+	for _, link := range []string{TunnelName(name), BridgeName(name)} {
+		if err := h.removeLink(name, link); err != nil {
+			return fmt.Errorf("network %s: %w", name, err)
+		}
+	}
+	return nil
+}
 
-	link, err := h.nl.LinkByName(BridgeName(name))
+// removeLink deletes one of a network's links.
+func (h *Host) removeLink(network model.NetworkName, name string) error {
+	link, err := h.nl.LinkByName(name)
 	if missing(err) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("network %s: look up its bridge: %w", name, err)
+		return fmt.Errorf("look up %s: %w", name, err)
 	}
 	if !ours(link) {
-		return fmt.Errorf("network %s: %s: %w", name, link.Attrs().Name, ErrNameClash)
+		return fmt.Errorf("%s: %w", name, ErrNameClash)
 	}
 	if err := h.nl.LinkDel(link); err != nil && !missing(err) {
-		return fmt.Errorf("network %s: delete %s: %w", name, link.Attrs().Name, err)
+		return fmt.Errorf("delete %s: %w", name, err)
 	}
-	h.log.Info("bridge removed", "network", name, "link", link.Attrs().Name)
+	h.log.Info("link removed", "network", network, "link", name, "kind", link.Type())
 	return nil
 }
 

@@ -18,6 +18,8 @@ import (
 type Rules struct {
 	Networks  []model.Network
 	Endpoints []model.Endpoint
+	// Overlays are those of the networks that span several hosts.
+	Overlays []Overlay
 }
 
 // plan is the content of our table, as a value. Everything is sorted, so that
@@ -32,6 +34,7 @@ type plan struct {
 	anyone   []mapping      // published to everybody
 	lan      []mapping      // published to onLink
 	local    []mapping      // published at all: processes of this host may use them
+	overlays overlayPlan
 }
 
 // subnet is what a network's bridge carries of one family.
@@ -50,7 +53,10 @@ type mapping struct {
 
 // newPlan works out the table. onLink are the host's connected prefixes.
 func newPlan(r Rules, pools, onLink []netip.Prefix) (plan, error) {
-	p := plan{pools: slices.Clone(pools), onLink: onLink}
+	p := plan{pools: slices.Clone(pools), onLink: onLink, overlays: planOverlays(r.Overlays)}
+	if len(p.overlays.pools) > 0 { // whose bridges carry none of them as a whole
+		p.onLink = lanPrefixes(slices.Concat(onLink, p.overlays.pools))
+	}
 	for _, n := range r.Networks {
 		p.bridges = append(p.bridges, BridgeName(n.Name))
 		if n.Internal {
@@ -186,5 +192,6 @@ func (p plan) String() string {
 			fmt.Fprintf(&b, "publish %s proto %d port %d to %s\n", set.who, m.proto, m.port, m.to)
 		}
 	}
+	b.WriteString(p.overlays.String())
 	return b.String()
 }

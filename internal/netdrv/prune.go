@@ -11,7 +11,7 @@ import (
 	"github.com/fairlead-net/fairlead/internal/model"
 )
 
-// Prune deletes the bridges and veths of ours that keep does not want: what an
+// Prune deletes the bridges, VXLAN devices and veths of ours that keep does not want: what an
 // earlier agent made whose records are gone. keep is called with a link's name
 // while nobody can make, change or delete the link, so it has to answer from the
 // newest records and may not call this package. Prune returns the names of the
@@ -28,14 +28,14 @@ func (h *Host) Prune(ctx context.Context, keep func(link string) bool) ([]string
 	}
 	var did []string
 	var errs []error
-	for _, kind := range []string{"veth", "bridge"} {
+	for _, kind := range []string{"veth", "vxlan", "bridge"} {
 		for _, l := range links {
 			if l.Type() != kind || !ours(l) {
 				continue
 			}
 			prune := h.pruneVeth
-			if kind == "bridge" {
-				prune = h.pruneBridge
+			if kind != "veth" {
+				prune = h.pruneNetwork
 			}
 			gone, err := prune(l, keep)
 			if gone {
@@ -64,14 +64,15 @@ func (h *Host) pruneVeth(l netlink.Link, keep func(string) bool) (bool, error) {
 	return true, nil
 }
 
-func (h *Host) pruneBridge(l netlink.Link, keep func(string) bool) (bool, error) {
+// pruneNetwork deletes a bridge or a VXLAN device.
+func (h *Host) pruneNetwork(l netlink.Link, keep func(string) bool) (bool, error) {
 	name := l.Attrs().Name
 	defer h.networks.busy.lock(name)()
 	if keep(name) {
 		return false, nil
 	}
 	h.networks.mu.Lock()
-	maps.DeleteFunc(h.networks.wanted, func(n model.NetworkName, _ model.Network) bool { return BridgeName(n) == name })
+	maps.DeleteFunc(h.networks.wanted, func(n model.NetworkName, _ model.Network) bool { return BridgeName(n) == name || TunnelName(n) == name })
 	h.networks.mu.Unlock()
 	if err := h.nl.LinkDel(l); err != nil && !missing(err) {
 		return false, fmt.Errorf("delete %s: %w", name, err)

@@ -47,7 +47,7 @@ func (h *Host) purgeLinks() (did []string, err error) {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
 	var errs []error
-	for _, kind := range []string{"veth", "bridge"} {
+	for _, kind := range []string{"veth", "vxlan", "bridge"} {
 		for _, l := range links {
 			if l.Type() != kind || !ours(l) {
 				continue
@@ -97,7 +97,8 @@ func (h *Host) purgeRoutes() (did []string, err error) {
 			errs = append(errs, fmt.Errorf("delete route to %s: %w", r.Dst, err))
 			continue
 		}
-		did = append(did, fmt.Sprintf("deleted route unreachable %s", r.Dst))
+		p, _ := prefixOf(r.Dst)
+		did = append(did, "deleted "+describeRoute(p, r, nil))
 	}
 	return did, errors.Join(errs...)
 }

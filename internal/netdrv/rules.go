@@ -61,7 +61,10 @@ func (h *Host) SetRules(ctx context.Context, r Rules) error {
 	}
 	h.rules.mu.Lock()
 	defer h.rules.mu.Unlock()
-	next := Rules{Networks: cloneAll(r.Networks, model.Network.Clone), Endpoints: cloneAll(r.Endpoints, model.Endpoint.Clone)}
+	next := Rules{
+		Networks: cloneAll(r.Networks, model.Network.Clone), Endpoints: cloneAll(r.Endpoints, model.Endpoint.Clone),
+		Overlays: cloneAll(r.Overlays, Overlay.clone),
+	}
 	if _, err := newPlan(next, h.cfg.VIPPools, nil); err != nil {
 		return fmt.Errorf("packet filter: %w", err)
 	}
@@ -163,6 +166,7 @@ func (h *Host) replaceTable(p plan) error {
 	b.sets(p)
 	b.natChains(p)
 	b.filterChains(p)
+	b.guard(p.overlays)
 	b.waitForDNS()
 	if b.err != nil {
 		return b.err
@@ -211,10 +215,19 @@ func (b *builder) sets(p plan) {
 		return all
 	}
 	var same []nftables.SetElement
-	for _, l := range p.bridges {
-		same = append(same, nftables.SetElement{Key: append(ifname(l), ifname(l)...)})
+	pair := func(from, to string) {
+		same = append(same, nftables.SetElement{Key: append(ifname(from), ifname(to)...)})
 	}
-	b.bridges = b.set(nftables.Set{Name: "networks", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}, names(p.bridges))
+	members := slices.Clone(p.bridges)
+	for _, l := range p.bridges {
+		pair(l, l)
+	}
+	for _, t := range p.overlays.tunnels {
+		members = append(members, t.tunnel)
+		pair(t.bridge, t.tunnel)
+		pair(t.tunnel, t.bridge)
+	}
+	b.bridges = b.set(nftables.Set{Name: "networks", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}, names(members))
 	b.internal = b.set(nftables.Set{Name: "internal", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}, names(p.internal))
 	b.same = b.set(nftables.Set{
 		Name: "same", Concatenation: true, KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName),
@@ -296,6 +309,7 @@ func (b *builder) natChains(p plan) {
 	}
 	// An endpoint of an internal network can answer nobody beyond its gateway.
 	b.rule(post, conntrack(expr.CtKeySTATUS, ctStatusDNAT), link(expr.MetaKeyOIFNAME, b.internal, false), exprs{&expr.Masq{}})
+	b.keepSources(post, p.overlays)
 	b.rule(post, link(expr.MetaKeyIIFNAME, b.bridges, false), link(expr.MetaKeyOIFNAME, b.bridges, true), exprs{&expr.Masq{}})
 }
 
@@ -350,6 +364,7 @@ func (b *builder) filterChains(p plan) {
 	accept, drop := verdict(expr.VerdictAccept), verdict(expr.VerdictDrop)
 	b.rule(fwd, conntrack(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept)
 	b.rule(fwd, sameLink(b.same), accept)
+	b.passOverlays(fwd, p.overlays)
 	b.rule(fwd, link(expr.MetaKeyIIFNAME, b.internal, false), drop)
 	b.rule(fwd, link(expr.MetaKeyOIFNAME, b.bridges, true), accept)
 	b.rule(fwd, conntrack(expr.CtKeySTATUS, ctStatusDNAT), accept)
