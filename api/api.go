@@ -27,7 +27,13 @@ const Prefix = "/fairlead/v1"
 type Network struct {
 	Name   string `json:"name"`
 	Driver string `json:"driver"`
-	Node   string `json:"node,omitempty"`
+	// Node is the host that the network is on; empty for an overlay.
+	Node string `json:"node,omitempty"`
+	// Transport is how an overlay's packets get from host to host: "auto" (by route
+	// on a shared link, else VXLAN), "vxlan" or "direct"; empty is "auto".
+	Transport string `json:"transport,omitempty"`
+	// VNI is an overlay's VXLAN network identifier; the registry chooses it.
+	VNI uint32 `json:"vni,omitempty"`
 	// Subnets has at most one prefix per family; empty lets the agent choose.
 	Subnets []Subnet `json:"subnets"`
 	// MTU in bytes; 0 means the driver's default.

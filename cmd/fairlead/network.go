@@ -21,12 +21,12 @@ func networkCommand(o *options) *cobra.Command {
 
 func networkCreate(o *options) *cobra.Command {
 	var (
-		driver            string
+		driver, transport string
 		subnets, gateways []string
 		reserved, labels  []string
 		mtu               int
 		internal          bool
-		examples          = "  fairlead network create my-network\n  fairlead network create db --subnet 10.20.0.0/24 --subnet fd20::/64 --internal"
+		examples          = "  fairlead network create my-network\n  fairlead network create db --subnet 10.20.0.0/24 --subnet fd20::/64 --internal\n  fairlead network create shop --driver overlay"
 		subnetDoc         = "addresses of the network, one prefix per family (default: free ones of both)"
 		gatewayDoc        = "the host's own address in a subnet (default: the first)"
 		reservedDoc       = "addresses never given to a workload, a prefix or one address"
@@ -35,7 +35,7 @@ func networkCreate(o *options) *cobra.Command {
 		Use: "create NAME", Short: "Make a network", Example: examples, Args: exactly(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, args []string) error {
-			n := api.Network{Name: args[0], Driver: driver, MTU: mtu, Internal: internal}
+			n := api.Network{Name: args[0], Driver: driver, Transport: transport, MTU: mtu, Internal: internal}
 			var err error
 			if n.Subnets, err = parseSubnets(subnets, gateways, reserved); err != nil {
 				return err
@@ -58,14 +58,16 @@ func networkCreate(o *options) *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVarP(&driver, "driver", "d", "bridge", "driver of the network: bridge")
+	f.StringVarP(&driver, "driver", "d", "bridge", "driver of the network: bridge (this host alone), overlay (all hosts of the site)")
 	f.StringArrayVar(&subnets, "subnet", nil, subnetDoc)
 	f.StringArrayVar(&gateways, "gateway", nil, gatewayDoc)
 	f.StringArrayVar(&reserved, "reserve", nil, reservedDoc)
 	f.StringArrayVar(&labels, "label", nil, "label, KEY=VALUE")
-	f.IntVar(&mtu, "mtu", 0, "MTU of the workloads' interfaces, in bytes (default: 1500)")
+	f.IntVar(&mtu, "mtu", 0, "MTU of the workloads' interfaces, in bytes (default: 1500; of an overlay 1430)")
+	f.StringVar(&transport, "transport", "", "how an overlay's packets get from host to host: auto (by route on a shared link, else vxlan), vxlan, direct (default: auto)")
 	f.BoolVar(&internal, "internal", false, "no way to the outside")
-	completeFlag(c, "driver", "bridge")
+	completeFlag(c, "driver", "bridge", "overlay")
+	completeFlag(c, "transport", "auto", "vxlan", "direct")
 	return c
 }
 
@@ -164,7 +166,12 @@ func describeNetwork(w io.Writer, n api.Network) error {
 	p := &printer{w: w}
 	p.line("Name:      %s", plain(n.Name))
 	p.line("Driver:    %s", plain(n.Driver))
-	p.line("Node:      %s", plain(n.Node))
+	if n.Node != "" {
+		p.line("Node:      %s", plain(n.Node))
+	}
+	if n.VNI != 0 {
+		p.line("Transport: %s, VNI %d", plain(n.Transport), n.VNI)
+	}
 	for _, s := range n.Subnets {
 		reserved := ""
 		if len(s.Reserved) > 0 {

@@ -67,6 +67,9 @@ type Registry interface {
 // Driver changes the kernel's interfaces, addresses and rules.
 type Driver interface {
 	EnsureNetwork(ctx context.Context, n model.Network) error
+	// EnsureOverlay makes this host's part of a network that spans several. Hosts
+	// that cannot be reached (netdrv.ErrUnreachable) do not keep it from standing.
+	EnsureOverlay(ctx context.Context, o netdrv.Overlay) error
 	RemoveNetwork(ctx context.Context, name model.NetworkName) error
 	Attach(ctx context.Context, p netdrv.Plug) (netdrv.Plugged, error)
 	Detach(ctx context.Context, e model.Endpoint) error
@@ -100,6 +103,7 @@ type Resolver interface {
 // Config is what a Set is made of.
 type Config struct {
 	Node     model.NodeName
+	Addr     netip.Addr // this host's for the others
 	State    *state.State
 	Registry Registry
 	Driver   Driver
@@ -150,6 +154,7 @@ type place struct {
 // bridged is one network as it stands in the kernel.
 type bridged struct {
 	network   model.Network
+	overlay   *netdrv.Overlay // nil unless the network is one
 	listening []netip.AddrPort
 	complete  bool
 }
@@ -321,6 +326,9 @@ func (s *Set) draft(r model.Endpoint) (model.Endpoint, error) {
 }
 
 func (s *Set) usable(n *model.Network) error {
+	if n.Driver == model.DriverOverlay {
+		return nil
+	}
 	if n.Driver != model.DriverBridge {
 		return fmt.Errorf("network %q has driver %q: %w", n.Name, n.Driver, ErrDriver)
 	}

@@ -115,7 +115,7 @@ func TestDetachFinishes(t *testing.T) {
 func TestErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := setup(t)
-		for _, n := range []model.Network{{Name: "far", Node: "n2", Driver: "bridge"}, {Name: "odd", Node: "n1", Driver: "overlay"}} {
+		for _, n := range []model.Network{{Name: "far", Node: "n2", Driver: "bridge"}, {Name: "odd", Node: "n1", Driver: "pigeon"}} {
 			if _, err := (catalog{w}).CreateNetwork(t.Context(), n); err != nil {
 				t.Fatal(err)
 			}
@@ -149,7 +149,8 @@ func TestErrors(t *testing.T) {
 			{w.set.RemoveNetwork(t.Context(), "far"), endpoint.ErrOtherNode},
 			{w.set.RemoveNetwork(t.Context(), "none"), endpoint.ErrNoNetwork},
 			{second(w.set.CreateNetwork(t.Context(), model.Network{Name: "b", MTU: 100})), endpoint.ErrBadNetwork},
-			{second(w.set.CreateNetwork(t.Context(), model.Network{Name: "b", Driver: "overlay"})), endpoint.ErrDriver},
+			{second(w.set.CreateNetwork(t.Context(), model.Network{Name: "b", Driver: "pigeon"})), endpoint.ErrDriver},
+			{second(w.set.CreateNetwork(t.Context(), model.Network{Name: "b", Transport: "vxlan"})), endpoint.ErrBadNetwork},
 			{second(w.set.CreateNetwork(t.Context(), model.Network{Name: ""})), endpoint.ErrNetworkName},
 			{second(w.set.CreateNetwork(t.Context(), model.Network{Name: "service"})), endpoint.ErrNetworkName},
 			{second(w.set.CreateNetwork(t.Context(), model.Network{Name: "Node"})), endpoint.ErrNetworkName},

@@ -1,6 +1,7 @@
 package endpoint
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/fairlead-net/fairlead/internal/ipam"
 	"github.com/fairlead-net/fairlead/internal/model"
+	"github.com/fairlead-net/fairlead/internal/netdrv"
+	"github.com/fairlead-net/fairlead/internal/state"
 )
 
 // The refusals of CreateNetwork beside those of ipam.
@@ -35,6 +38,9 @@ func (s *Set) CreateNetwork(ctx context.Context, n model.Network) (model.Network
 	n, err := s.recordNetwork(ctx, n)
 	if err != nil {
 		return model.Network{}, err
+	}
+	if n.Driver == model.DriverOverlay {
+		return n, nil // it stands on a host with the first endpoint there
 	}
 	if err = s.ensureNetwork(ctx, n.Name, true); err == nil {
 		err = s.applyRules(ctx)
@@ -88,7 +94,10 @@ func (s *Set) RemoveNetwork(ctx context.Context, name model.NetworkName) error {
 }
 
 // here reports whether a network's bridge belongs on this host.
-func (s *Set) here(n *model.Network) bool {
+func (s *Set) here(snap *state.Snapshot, n *model.Network) bool {
+	if n.Driver == model.DriverOverlay {
+		return s.hasBlock(snap, n.Name)
+	}
 	return n.Node == s.cfg.Node && n.Driver == model.DriverBridge
 }
 
@@ -101,29 +110,40 @@ func (s *Set) ensureNetwork(ctx context.Context, name model.NetworkName, full bo
 		return fmt.Errorf("network %s: %w", name, err)
 	}
 	defer unlock()
-	record, _ := s.cfg.State.Snapshot().Network(name)
-	if record == nil || !s.here(record) {
+	snap := s.cfg.State.Snapshot()
+	record, _ := snap.Network(name)
+	if record == nil || !s.here(snap, record) {
 		return fmt.Errorf("network %s: %w", name, ErrNoNetwork)
 	}
 	n := *record
 	n.Stamp = model.Stamp{}
+	var overlay *netdrv.Overlay
+	if n.Driver == model.DriverOverlay {
+		o := s.overlay(snap, n)
+		overlay = &o
+	}
 	s.mu.Lock()
 	b, known := s.networks[name]
 	s.mu.Unlock()
-	if b.complete && !full && reflect.DeepEqual(b.network, n) {
+	if b.complete && !full && reflect.DeepEqual(b.network, n) && reflect.DeepEqual(b.overlay, overlay) {
 		return nil
 	}
-	b.network, b.complete = n, false
+	b.network, b.overlay, b.complete = n, overlay, false
 	s.mu.Lock()
 	s.networks[name] = b
 	s.mu.Unlock()
-	if err := s.cfg.Driver.EnsureNetwork(ctx, n); err != nil {
+	var failed error
+	if overlay == nil {
+		err = s.cfg.Driver.EnsureNetwork(ctx, n)
+	} else if err = s.cfg.Driver.EnsureOverlay(ctx, *overlay); errors.Is(err, netdrv.ErrUnreachable) {
+		failed, err = err, nil
+	}
+	if err != nil {
 		return err
 	}
 	if !known {
 		s.scopes.touch()
 	}
-	var failed error
 	var listening []netip.AddrPort
 	for _, p := range n.Pools {
 		at := netip.AddrPortFrom(p.Gateway, dnsPort)
@@ -150,7 +170,8 @@ func (s *Set) dropNetwork(ctx context.Context, name model.NetworkName) error {
 		return fmt.Errorf("remove network %s: %w", name, err)
 	}
 	defer unlock()
-	if n, _ := s.cfg.State.Snapshot().Network(name); n != nil && s.here(n) {
+	snap := s.cfg.State.Snapshot()
+	if n, _ := snap.Network(name); n != nil && s.here(snap, n) {
 		return nil
 	}
 	s.mu.Lock()
@@ -162,7 +183,7 @@ func (s *Set) dropNetwork(ctx context.Context, name model.NetworkName) error {
 	err = s.cfg.Driver.RemoveNetwork(ctx, name)
 	s.mu.Lock()
 	if err != nil {
-		s.networks[name] = bridged{network: b.network} // for Run to try again
+		s.networks[name] = bridged{network: b.network, overlay: b.overlay} // for Run to try again
 	} else {
 		delete(s.networks, name)
 		delete(s.problems, problemOfNetwork(name))
@@ -190,13 +211,22 @@ func (s *Set) draftNetwork(ctx context.Context, n model.Network) (model.Network,
 	if n.Driver == "" {
 		n.Driver = model.DriverBridge
 	}
-	if n.Driver != model.DriverBridge {
-		return n, fmt.Errorf("driver %q: %w: %q is the one there is", n.Driver, ErrDriver, model.DriverBridge)
+	if n.Driver != model.DriverBridge && n.Driver != model.DriverOverlay {
+		return n, fmt.Errorf("driver %q: %w: there are %q and %q", n.Driver, ErrDriver, model.DriverBridge, model.DriverOverlay)
+	}
+	choose := ipam.Choose
+	if n.Driver == model.DriverOverlay {
+		choose = ipam.ChooseOverlay
+		n.MTU = cmp.Or(n.MTU, overlayMTU)
+	} else {
+		n.Node = s.cfg.Node
+	}
+	if n.Transport != "" && n.Driver != model.DriverOverlay {
+		return n, fmt.Errorf("transport %q: %w: only an overlay has one", n.Transport, ErrBadNetwork)
 	}
 	if n.MTU != 0 && (n.MTU < minMTU || n.MTU > maxMTU) {
 		return n, fmt.Errorf("mtu %d: %w: want %d to %d bytes, or 0 for the default", n.MTU, ErrBadNetwork, minMTU, maxMTU)
 	}
-	n.Node = s.cfg.Node
 	n.Owner = model.OwnerOperator
 	claims, err := s.claims(ctx)
 	if err != nil {
@@ -204,7 +234,7 @@ func (s *Set) draftNetwork(ctx context.Context, n model.Network) (model.Network,
 	}
 	if len(n.Pools) == 0 {
 		for _, v6 := range []bool{false, true} {
-			p, err := ipam.Choose(claims, v6)
+			p, err := choose(claims, v6)
 			if err != nil {
 				return n, fmt.Errorf("choose a subnet: %w", err)
 			}

@@ -43,6 +43,8 @@ func (s *Set) Run(ctx context.Context, ready func()) error {
 		r.snap = s.cfg.State.Snapshot()
 		_, networks := r.snap.Networks()
 		_, endpoints := r.snap.Endpoints()
+		_, blocks := r.snap.Blocks()
+		_, nodes := r.snap.Nodes()
 		var retry <-chan time.Time
 		if err := s.reconcile(ctx, &r); err != nil {
 			s.log.Warn("reconcile endpoints", "index", r.snap.Index(), "error", err)
@@ -59,6 +61,8 @@ func (s *Set) Run(ctx context.Context, ready func()) error {
 			return nil
 		case <-networks.Changed:
 		case <-endpoints.Changed:
+		case <-blocks.Changed:
+		case <-nodes.Changed:
 		case <-retry:
 		case <-resyncs.C:
 			r.full, r.sync, r.prune = true, true, true
@@ -85,7 +89,7 @@ func (s *Set) reconcile(ctx context.Context, r *round) error {
 	wanted, recorded, known := map[model.NetworkName]bool{}, map[model.EndpointID]bool{}, map[string]bool{problemOfRules: true}
 	networks, _ := r.snap.Networks()
 	for _, n := range networks {
-		if !s.here(n) {
+		if !s.here(r.snap, n) {
 			continue
 		}
 		what := problemOfNetwork(n.Name)
@@ -286,6 +290,9 @@ func (s *Set) rules() (r netdrv.Rules, known bool) {
 	}
 	for _, b := range s.networks {
 		r.Networks = append(r.Networks, b.network)
+		if b.overlay != nil {
+			r.Overlays = append(r.Overlays, *b.overlay)
+		}
 	}
 	for _, p := range s.attached {
 		if len(p.endpoint.Ports) > 0 {
@@ -298,6 +305,7 @@ func (s *Set) rules() (r netdrv.Rules, known bool) {
 		}
 	}
 	slices.SortFunc(r.Networks, func(a, b model.Network) int { return strings.Compare(string(a.Name), string(b.Name)) })
+	slices.SortFunc(r.Overlays, func(a, b netdrv.Overlay) int { return strings.Compare(string(a.Network.Name), string(b.Network.Name)) })
 	slices.SortFunc(r.Endpoints, func(a, b model.Endpoint) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	return r, true
 }
@@ -322,8 +330,9 @@ func (s *Set) recordedLinks(snap *state.Snapshot) map[string]bool {
 	links := map[string]bool{}
 	networks, _ := snap.Networks()
 	for _, n := range networks {
-		if s.here(n) {
+		if s.here(snap, n) {
 			links[netdrv.BridgeName(n.Name)] = true
+			links[netdrv.TunnelName(n.Name)] = true
 		}
 	}
 	endpoints, _ := snap.Endpoints()

@@ -386,6 +386,16 @@ func (d driver) EnsureNetwork(_ context.Context, n model.Network) error {
 	return d.afterwards("EnsureNetwork")
 }
 
+func (d driver) EnsureOverlay(_ context.Context, o netdrv.Overlay) error {
+	if err := d.called("EnsureOverlay"); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.bridges[netdrv.BridgeName(o.Network.Name)] = o.Network.Name
+	d.mu.Unlock()
+	return d.afterwards("EnsureOverlay")
+}
+
 func (d driver) RemoveNetwork(_ context.Context, name model.NetworkName) error {
 	if err := d.called("RemoveNetwork"); err != nil {
 		return err

@@ -39,7 +39,7 @@ func (h *handler) createNetwork(r *http.Request) (any, error) {
 		return nil, err
 	}
 	n := model.Network{
-		Name: model.NetworkName(in.Name), Driver: in.Driver, MTU: in.MTU, Internal: in.Internal, Labels: in.Labels,
+		Name: model.NetworkName(in.Name), Driver: in.Driver, Transport: model.Transport(in.Transport), MTU: in.MTU, Internal: in.Internal, Labels: in.Labels,
 	}
 	for _, s := range in.Subnets {
 		n.Pools = append(n.Pools, model.Pool{Prefix: s.Prefix, Gateway: s.Gateway, Reserved: s.Reserved})
@@ -57,7 +57,7 @@ func (h *handler) removeNetwork(r *http.Request) (any, error) {
 
 func network(n *model.Network) api.Network {
 	out := api.Network{
-		Name: string(n.Name), Driver: n.Driver, Node: string(n.Node), MTU: n.MTU, Internal: n.Internal, Labels: n.Labels,
+		Name: string(n.Name), Driver: n.Driver, Node: string(n.Node), Transport: string(n.Transport), VNI: n.VNI, MTU: n.MTU, Internal: n.Internal, Labels: n.Labels,
 		Subnets: []api.Subnet{},
 	}
 	for _, p := range n.Pools {

@@ -25,7 +25,7 @@ type networksState struct {
 	busy keyed // by the bridge's name
 
 	mu     sync.Mutex // guards following
-	wanted map[model.NetworkName]model.Network
+	wanted map[model.NetworkName]wantedNetwork
 }
 
 // EnsureNetwork makes the network's bridge, or completes it: up, with a stable
@@ -42,15 +42,21 @@ func (h *Host) EnsureNetwork(ctx context.Context, n model.Network) error {
 	if err := h.ensureNetwork(n); err != nil {
 		return fmt.Errorf("network %s: %w", n.Name, err)
 	}
-	h.networks.want(n)
+	h.networks.want(wantedNetwork{Network: n})
 	return nil
 }
 
-func (s *networksState) want(n model.Network) {
+// wantedNetwork is a network and, if it is an overlay, what was said of that.
+type wantedNetwork struct {
+	model.Network
+	overlay *Overlay
+}
+
+func (s *networksState) want(n wantedNetwork) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.wanted == nil {
-		s.wanted = map[model.NetworkName]model.Network{}
+		s.wanted = map[model.NetworkName]wantedNetwork{}
 	}
 	s.wanted[n.Name] = n
 }
@@ -222,8 +228,8 @@ func (h *Host) RemoveNetwork(ctx context.Context, name model.NetworkName) error 
 	was, known := h.networks.wanted[name]
 	delete(h.networks.wanted, name)
 	h.networks.mu.Unlock()
-	if known && was.Driver == model.DriverOverlay {
-		if err := h.syncRoutes(was, nil); err != nil {
+	if known && was.overlay != nil {
+		if err := h.syncRoutes(was.Network, nil); err != nil {
 			return fmt.Errorf("network %s: %w", name, err)
 		}
 	}
@@ -260,7 +266,7 @@ func (h *Host) wantedNetworks() []model.Network {
 	defer h.networks.mu.Unlock()
 	all := make([]model.Network, 0, len(h.networks.wanted))
 	for _, n := range h.networks.wanted {
-		all = append(all, n)
+		all = append(all, n.Network)
 	}
 	return all
 }

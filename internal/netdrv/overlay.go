@@ -78,10 +78,14 @@ func (h *Host) EnsureOverlay(ctx context.Context, o Overlay) error {
 	if err := live(ctx, "network "+string(o.Network.Name)); err != nil {
 		return err
 	}
-	if err := h.ensureOverlay(o); err != nil {
+	err := h.ensureOverlay(o)
+	if err == nil || errors.Is(err, ErrUnreachable) {
+		kept := o.clone()
+		h.networks.want(wantedNetwork{kept.Network, &kept})
+	}
+	if err != nil {
 		return fmt.Errorf("network %s: %w", o.Network.Name, err)
 	}
-	h.networks.want(o.Network)
 	return nil
 }
 

@@ -72,7 +72,7 @@ func (h *Host) pruneNetwork(l netlink.Link, keep func(string) bool) (bool, error
 		return false, nil
 	}
 	h.networks.mu.Lock()
-	maps.DeleteFunc(h.networks.wanted, func(n model.NetworkName, _ model.Network) bool { return BridgeName(n) == name || TunnelName(n) == name })
+	maps.DeleteFunc(h.networks.wanted, func(n model.NetworkName, _ wantedNetwork) bool { return BridgeName(n) == name || TunnelName(n) == name })
 	h.networks.mu.Unlock()
 	if err := h.nl.LinkDel(l); err != nil && !missing(err) {
 		return false, fmt.Errorf("delete %s: %w", name, err)

@@ -197,7 +197,13 @@ func (h *Host) repairNetwork(name model.NetworkName) error {
 	if !wanted {
 		return nil
 	}
-	if err := h.ensureNetwork(n); err != nil {
+	var err error
+	if n.overlay != nil {
+		err = h.ensureOverlay(*n.overlay)
+	} else {
+		err = h.ensureNetwork(n.Network)
+	}
+	if err != nil && !errors.Is(err, ErrUnreachable) { // of which its owner has heard
 		return fmt.Errorf("network %s: %w", name, err)
 	}
 	return nil

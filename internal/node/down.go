@@ -252,6 +252,7 @@ func dataDirs(cfg Config) []string {
 // directory, so that nothing else is removed with them.
 var dataFiles = []string{
 	nodeIDFile, "agent.pid", "registrations.json", "etcd", // also those of the store and of local
+	badgeName, serversFile, catalogueFile,
 	"workloads", "logs", "sysctl.json", pinMark, bpfMountMark, temporaryMark,
 }
 

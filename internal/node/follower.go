@@ -72,7 +72,7 @@ func (a *Agent) openFollower(cfg registry.Config) error {
 		return errAgentACL
 	}
 	a.follower = &follower{peers: p, mirror: mirror.New(mirror.Config{
-		Feed: p.client.Feed, State: a.state, File: filepath.Join(a.cfg.DataDir, "catalogue"), Log: a.log,
+		Feed: p.client.Feed, State: a.state, File: filepath.Join(a.cfg.DataDir, catalogueFile), Log: a.log,
 	})}
 	a.registry = registry.New(noStore{}, a.state, cfg)
 	shown := func(ctx context.Context, at model.Index) error {

@@ -25,6 +25,13 @@ import (
 	"github.com/fairlead-net/fairlead/internal/task"
 )
 
+// Names in the data directory.
+const (
+	badgeName     = "identity"
+	serversFile   = "servers.json"
+	catalogueFile = "catalogue"
+)
+
 const (
 	// peerPort is where etcd's members speak with each other.
 	peerPort = 2380
@@ -39,7 +46,7 @@ var codes = rpc.Codes{
 	"invalid": model.ErrInvalid, "not-yours": rpc.ErrNotYours,
 	"join-refused": registry.ErrJoinRefused, "node-revoked": registry.ErrRevokedNode, "node-name-taken": registry.ErrNodeNameTaken,
 	"owner": registry.ErrOwner, "exists": registry.ErrExists, "in-use": registry.ErrInUse, "name-taken": registry.ErrNameTaken,
-	"port-taken": registry.ErrPortTaken, "conflict": registry.ErrConflict, "vips-exhausted": registry.ErrVIPsExhausted,
+	"port-taken": registry.ErrPortTaken, "other-block": registry.ErrOtherBlock, "vnis-exhausted": registry.ErrVNIsExhausted, "conflict": registry.ErrConflict, "vips-exhausted": registry.ErrVIPsExhausted,
 	"unknown-node": registry.ErrUnknownNode, "unknown-service": registry.ErrUnknownService, "unknown-network": registry.ErrUnknownNetwork,
 	"unknown-endpoint": registry.ErrUnknownEndpoint, "no-leader": store.ErrNoLeader, "unknown-outcome": store.ErrUnknownOutcome,
 	"no-space": store.ErrNoSpace, "restoring": store.ErrRestoring, "too-large": store.ErrTooLarge, "last-server": store.ErrLastServer,
@@ -74,7 +81,7 @@ func (c Config) clusterAddr() (netip.AddrPort, error) {
 	return list[0], nil
 }
 
-func badgeDir(cfg Config) string { return filepath.Join(cfg.DataDir, "identity") }
+func badgeDir(cfg Config) string { return filepath.Join(cfg.DataDir, badgeName) }
 
 // ErrNotJoined says that this host is no node of a site yet.
 var ErrNotJoined = errors.New("this host has joined no site: 'fairlead up' begins one, 'fairlead up --join TOKEN' joins one")
@@ -121,7 +128,7 @@ func openDirectory(cfg Config, self string) (*rpc.Directory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("servers: %w", err)
 	}
-	return rpc.OpenDirectory(filepath.Join(cfg.DataDir, "servers.json"), hints, func(p rpc.Peer) {
+	return rpc.OpenDirectory(filepath.Join(cfg.DataDir, serversFile), hints, func(p rpc.Peer) {
 		if p.ID != self {
 			store.SetPeer(p.ID, p.Addr.Addr())
 		}

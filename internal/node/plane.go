@@ -46,18 +46,18 @@ func (a *Agent) openPlane(pools []netip.Prefix) error {
 	if err != nil {
 		return err
 	}
+	at, err := netip.ParseAddr(a.cfg.Advertise)
+	if err != nil {
+		return fmt.Errorf("advertise: %w", err)
+	}
 	p.endpoints = endpoint.New(endpoint.Config{
-		Node: a.self.Name, State: a.state, Registry: a.own, Driver: p.net, Path: p.maps, Resolver: a.dns,
+		Node: a.self.Name, Addr: at, State: a.state, Registry: a.own, Driver: p.net, Path: p.maps, Resolver: a.dns,
 		VIPPools: pools, HostCookie: cookie, Log: a.log,
 	})
 	p.balancer = lb.New(lb.Config{
 		Node: a.self.Name, State: a.state, Maps: p.maps, Log: a.log,
 		Local: &callers{endpoints: p.endpoints, net: p.net, maps: p.maps, log: a.log},
 	})
-	at, err := netip.ParseAddr(a.cfg.Advertise)
-	if err != nil {
-		return fmt.Errorf("advertise: %w", err)
-	}
 	p.workloads = workload.New(workload.Config{
 		HostAddr: at,
 		Node:     a.self.Name, State: a.state, Endpoints: p.endpoints, Registrations: a.local, Balancer: p.balancer,

@@ -67,6 +67,8 @@ var sentinels = map[string]sentinel{
 	"registry.ErrExists":          {registry.ErrExists, 409, ""},
 	"registry.ErrInUse":           {registry.ErrInUse, 409, ""},
 	"registry.ErrNameTaken":       {registry.ErrNameTaken, 409, ""},
+	"registry.ErrOtherBlock":      {registry.ErrOtherBlock, 409, ""},
+	"registry.ErrVNIsExhausted":   {registry.ErrVNIsExhausted, 409, ""},
 	"registry.ErrPortTaken":       {registry.ErrPortTaken, 409, ""},
 	"registry.ErrVIPsExhausted":   {registry.ErrVIPsExhausted, 409, ""},
 
@@ -88,6 +90,7 @@ var sentinels = map[string]sentinel{
 	"netdrv.ErrPortTaken":     {netdrv.ErrPortTaken, 409, ""},
 	"netdrv.ErrPortClash":     {netdrv.ErrPortClash, 409, ""},
 	"netdrv.ErrRouteClash":    {netdrv.ErrRouteClash, 409, ""},
+	"netdrv.ErrUnreachable":   {netdrv.ErrUnreachable, 409, ""},
 
 	"registry.ErrUnknownSession": {registry.ErrUnknownSession, internal, "sessions are the Consul API's"},
 	"model.ErrUnknownSession":    {model.ErrUnknownSession, internal, "sessions are the Consul API's"},

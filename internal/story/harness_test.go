@@ -34,6 +34,7 @@ type agent struct {
 	t      testing.TB
 	host   *testlab.Host
 	flags  []string
+	joins  bool // it is one of a site of several: `fairlead up`
 	proc   *testlab.Proc
 	before []string // the host's inventory when no agent had run yet
 	gone   bool     // down was called
@@ -49,7 +50,13 @@ func newAgent(t testing.TB, h *testlab.Host, flags ...string) *agent {
 		}
 		return nil
 	})
-	a := &agent{t: t, host: h, flags: flags, before: h.Inventory()}
+	return begin(&agent{t: t, host: h, flags: flags, before: h.Inventory()})
+}
+
+// begin starts an agent, which is taken down when the test ends.
+func begin(a *agent) *agent {
+	a.t.Helper()
+	t := a.t
 	t.Cleanup(func() {
 		if t.Failed() {
 			a.showLogs()
@@ -75,8 +82,12 @@ func (a *agent) env() []string {
 // launch starts the agent's process and does not wait.
 func (a *agent) launch() {
 	a.t.Helper()
+	command := "agent"
+	if a.joins {
+		command = "up"
+	}
 	a.proc = a.host.StartCmd(testlab.Cmd{
-		Args: append([]string{binary, "agent"}, a.flags...), Env: a.env(), Cgroup: a.host.AgentCgroup(),
+		Args: append([]string{binary, command}, a.flags...), Env: a.env(), Cgroup: a.host.AgentCgroup(),
 	})
 }
 

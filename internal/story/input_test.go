@@ -112,7 +112,7 @@ func TestBadCommands(t *testing.T) {
 		{create("x", "--subnet", "240.1.0.0/16"), 1, "240.1.0.0/16 overlaps 240.0.0.0/4 of the pool of service VIPs"},
 		{create("my-network"), 1, `network "my-network": a network of that name exists already`},
 		{create("my_network"), 1, `network "my_network": not a valid network name: want 1 to 63 letters`},
-		{create("x", "--driver", "overlay"), 1, `driver "overlay"`},
+		{create("x", "--driver", "pigeon"), 1, `driver "pigeon"`},
 		{create("x", "--mtu", "100"), 1, "mtu 100: not a valid network: want 1280 to 65535"},
 		{create("x", "--colour", "red"), 2, "unknown flag: --colour"},
 		{create(), 2, "NAME"},
