@@ -28,6 +28,12 @@ type region struct {
 
 func newRegion(t *testing.T) *region {
 	t.Helper()
+	return newRegionBy(t, "198.51.100.0/24", "203.0.113.0/24")
+}
+
+// newRegionBy is a region whose nodes know each other by addresses of the given prefixes.
+func newRegionBy(t *testing.T, lanPrefix, farPrefix string) *region {
+	t.Helper()
 	lab := testlab.New(t)
 	r := &region{t: t, nodes: map[string]*world{}, addrs: map[string]netip.Addr{}, router: lab.Host("router")}
 	for _, name := range []string{"a", "b", "c"} {
@@ -36,9 +42,9 @@ func newRegion(t *testing.T) *region {
 		r.nodes[name] = w
 	}
 	a, b, c := r.nodes["a"].node, r.nodes["b"].node, r.nodes["c"].node
-	lan := lab.Switch("198.51.100.0/24", "fd10::/64")
+	lan := lab.Switch(lanPrefix)
 	lan.Join(r.router, a, b)
-	far := lab.Link(r.router, c, "203.0.113.0/24", "fd11::/64")
+	far := lab.Link(r.router, c, farPrefix)
 	lan.DefaultVia(a, r.router)
 	lan.DefaultVia(b, r.router)
 	far.DefaultVia(c, r.router)
@@ -91,10 +97,15 @@ func (r *region) member(name, at string, number int, transport model.Transport) 
 }
 
 func TestOverlay(t *testing.T) {
-	for _, transport := range []model.Transport{model.TransportAuto, model.TransportVXLAN} {
-		t.Run(string(transport), func(t *testing.T) {
+	const v4, v6 = "IPv4", "IPv6"
+	for _, tt := range []struct {
+		transport model.Transport
+		underlay  string
+	}{{model.TransportAuto, v4}, {model.TransportVXLAN, v4}, {model.TransportAuto, v6}, {model.TransportVXLAN, v6}} {
+		transport := tt.transport
+		t.Run(string(transport)+" over "+tt.underlay, func(t *testing.T) {
 			t.Parallel()
-			r := newRegion(t)
+			r := newRegionBy(t, map[string]string{v4: "198.51.100.0/24", v6: "fd10::/64"}[tt.underlay], map[string]string{v4: "203.0.113.0/24", v6: "fd11::/64"}[tt.underlay])
 			members, others := map[string]workload{}, map[string]workload{}
 			for at, w := range r.nodes {
 				ours, member := r.member("ours", at, 9, transport)
@@ -106,6 +117,8 @@ func TestOverlay(t *testing.T) {
 				serve(t, other, ":80")
 				members[at], others[at] = member, other
 			}
+			var asking sync.WaitGroup
+			defer asking.Wait()
 			for from, m := range members {
 				for to, n := range members {
 					if from == to {
@@ -118,12 +131,19 @@ func TestOverlay(t *testing.T) {
 						// The host has an address of its own in its block.
 						own := map[bool]string{true: fmt.Sprintf("10.9.%d.1", from[0]-'a'+1), false: fmt.Sprintf("fd09::%d:1", from[0]-'a'+1)}[i == 0]
 						expect(t, r.nodes[from].node, "tcp", at, n.Name()+" "+own)
-						expect(t, others[from], "tcp", at, "")
+						asking.Go(func() { expect(t, others[from], "tcp", at, "") }) // which takes until it gives up
 					}
 				}
 			}
 			routes := r.nodes["a"].node.Exec("ip", "route")
 			toB := map[model.Transport]string{model.TransportAuto: "10.9.2.0/24 via " + r.addrs["b"].String(), model.TransportVXLAN: "10.9.2.0/24 via 10.9.2.1 dev flx"}[transport]
+			if tt.underlay == v6 {
+				toB = "10.9.2.0/24 via 10.9.2.1 dev flx" // a route by IPv6 is for IPv6 alone
+				direct := strings.Contains(r.nodes["a"].node.Exec("ip", "-6", "route"), "fd09::2:0/112 via "+r.addrs["b"].String())
+				if direct != (transport == model.TransportAuto) {
+					t.Errorf("IPv6 goes straight to b: %v", direct)
+				}
+			}
 			if !strings.Contains(routes, toB) || !strings.Contains(routes, "10.9.3.0/24 via 10.9.3.1 dev flx") || !strings.Contains(routes, "unreachable 10.9.0.0/16") {
 				t.Errorf("routes:\n%s", routes)
 			}
